@@ -1,0 +1,6 @@
+std = "lua54"
+max_line_length = 110
+self = false
+
+files["spec/**/*_spec.lua"] = { std = "+busted" }
+exclude_files = { "build", "build-asan" }

@@ -1,0 +1,277 @@
+--- `engine.images`: finding images, listing them, bringing them in.
+
+local core = require "bough.core"
+local check = require "bough.check"
+local errors = require "bough.error"
+local image = require "bough.image"
+
+local M = {}
+
+local raise, quote = errors.raise, errors.quote
+
+local PAGE = 100
+
+local CONTEXT = {}
+
+---@class bough.images
+---@overload fun(filter: bough.filter?): bough.image[]
+local methods = {}
+
+---@class bough.filter
+---@field tag string? exact, or with * and ? a pattern
+---@field tagged boolean? only images that have a tag
+---@field parent string|bough.image|nil children of this image
+---@field since number|string|{ ago: number }|nil from this time on: seconds since the epoch, or back from now
+---@field before number|string|{ ago: number }|nil before this time
+---@field number number? how many at most, newest first; default 100, math.huge for all
+---@field oldest_first boolean?
+
+local filter_keys = { "tag", "tagged", "parent", "since", "before", "until", "number", "oldest_first" }
+
+local seconds_in = { s = 1, m = 60, h = 3600, d = 86400, w = 604800 }
+
+-- A number is a time; { ago = n } and "1h" count back from now.
+local function moment(value, op, name)
+  if value == nil then return nil end
+  local ago
+  if type(value) == "number" and value == value then return value + 0.0 end
+  if type(value) == "string" then
+    local count, unit = value:match("^(%d+%.?%d*)([smhdw])$")
+    ago = count and tonumber(count) * seconds_in[unit]
+  elseif type(value) == "table" then
+    errors.check_keys(op, value, { "ago" })
+    ago = type(value.ago) == "number" and value.ago >= 0 and value.ago or nil
+  end
+  if not ago then
+    raise("invalid", op, '%s must be seconds since the epoch, { ago = seconds } or text such as "1h",'
+      .. " got %s", name, quote(value))
+  end
+  return os.time() - ago
+end
+
+local function context_of(self, op)
+  local context = type(self) == "table" and rawget(self, CONTEXT)
+  if not context then
+    raise("invalid", op, "called on %s instead of engine.images: write engine.images:%s(...)",
+      quote(self), op)
+  end
+  return context
+end
+
+local function checked(filter, op)
+  filter = errors.check_keys(op, filter, filter_keys)
+  local row_filter = {
+    tagged = check.boolean(filter.tagged, op, "tagged"),
+    oldest_first = check.boolean(filter.oldest_first, op, "oldest_first"),
+    since = moment(filter.since, op, "since"),
+    before = moment(filter.before, op, "before"),
+    brief = true,
+  }
+  if filter["until"] ~= nil then
+    if filter.before ~= nil then raise("invalid", op, 'before and ["until"] are the same: use one') end
+    row_filter.before = moment(filter["until"], op, "until")
+  end
+  if filter.tag ~= nil then
+    local tag = check.tag(filter.tag, op)
+    row_filter[tag:find("[*?]") and "tag_glob" or "tag"] = tag
+  end
+  local parent = filter.parent
+  if image.is(parent) then parent = parent.uuid end
+  if parent ~= nil then
+    if type(parent) ~= "string" or not check.is_uuid(parent) then
+      raise("invalid", op, "parent must be an image or its uuid, got %s", quote(filter.parent))
+    end
+    row_filter.parent = parent:lower()
+  end
+  local number = filter.number
+  if number == nil then number = PAGE end
+  if number ~= math.huge then
+    local whole = type(number) == "number" and math.tointeger(number)
+    if not whole or whole < 1 then
+      raise("invalid", op, "number must be a positive integer or math.huge, got %s", quote(number))
+    end
+    number = whole
+  end
+  return row_filter, number
+end
+
+--- The images of the store, newest first. Waits.
+---@param filter bough.filter?
+---@return bough.image[]
+function methods:list(filter)
+  local context = context_of(self, "list")
+  local row_filter, number = checked(filter, "list")
+  if number ~= math.huge then row_filter.limit = number end
+  local images = context:handle("list"):list(row_filter)
+  for i, row in ipairs(images) do images[i] = image.new(context, row, true) end
+  return images
+end
+
+--- Iterates over images, fetching a page at a time: nothing more is asked for after a `break`. Images
+--- made meanwhile do not turn up. Default: all. Waits.
+---@param filter bough.filter?
+---@return fun(): bough.image?
+function methods:iter(filter)
+  local context = context_of(self, "iter")
+  local row_filter, number = checked(filter, "iter")
+  if filter == nil or filter.number == nil then number = math.huge end
+  local rows, at, given, finished = {}, 0, 0, false
+  return function()
+    if given >= number then return nil end
+    at = at + 1
+    if rows[at] == nil then
+      if finished then return nil end
+      row_filter.limit, row_filter.offset = PAGE, given
+      rows, at = context:handle("iter"):list(row_filter), 1
+      finished = #rows < PAGE
+      if given == 0 and rows[1] and not row_filter.before and not row_filter.oldest_first then
+        row_filter.before = rows[1].created_at + 1e-6 -- what comes later would shift the pages
+      end
+      if rows[1] == nil then return nil end
+    end
+    given = given + 1
+    return image.new(context, rows[at], true)
+  end
+end
+
+local function reference(ref, op)
+  if image.is(ref) then ref = ref.uuid end
+  if type(ref) ~= "string" then
+    raise("invalid", op, "expected a tag or a uuid, got %s", quote(ref))
+  end
+  if ref == "" or ref:find("[%c]") then
+    raise("invalid", op, "%s is neither a tag nor a uuid", quote(ref))
+  end
+  return check.is_uuid(ref) and ref:lower() or ref
+end
+
+local function missing(handle, ref, op)
+  local tags = {}
+  for _, row in ipairs(handle:list { tagged = true, limit = 500, brief = true }) do
+    tags[#tags + 1] = row.tag
+  end
+  local near = errors.nearest(ref, tags)
+  if near then raise("not_found", op, "no image %s: did you mean %s?", quote(ref), quote(near)) end
+  if ref:find("://", 1, true) or ref:find("^[%w-]+%.[%w.-]+/") then
+    raise("unsupported", op, "%s: images from a registry are not available yet: import a directory or"
+      .. " a tarball", quote(ref))
+  end
+  raise("not_found", op, "no image %s: it is no tag, uuid, directory or archive", quote(ref))
+end
+
+--- The image with this tag or uuid. Waits. Raises `not_found`.
+---@param ref string
+---@return bough.image
+function methods:get(ref)
+  local context = context_of(self, "get")
+  ref = reference(ref, "get")
+  local handle = context:handle("get")
+  local row = handle:resolve(ref)
+  if not row then missing(handle, ref, "get") end
+  return image.new(context, row)
+end
+
+-- Asks by opening "path/.", which works for a directory, fails with ENOTDIR for anything else that is
+-- there, and never blocks as opening a fifo would.
+local function path_kind(path)
+  local directory, message, number = io.open(path .. "/.", "r")
+  if directory then
+    directory:close()
+    return "directory"
+  end
+  if number == 20 then return "archive" end
+  return nil, number == 13 and "denied" or "not_found", message, number
+end
+
+--- Brings an image in: `"busybox"` (the machine's own), a directory, or a root file system as a tarball
+--- (plain, gzip, xz, zstd). Waits. Raises `not_found` naming what is missing, `corrupt` for a bad archive.
+---@param source string
+---@param opts { tag: string? }?
+---@return bough.image
+function methods:import(source, opts)
+  local context = context_of(self, "import")
+  opts = errors.check_keys("import", opts, { "tag" })
+  local tag = check.tag(opts.tag, "import")
+  if type(source) ~= "string" or source == "" or source:find("\0", 1, true) then
+    raise("invalid", "import", 'expected "busybox" or a path, got %s', quote(source))
+  end
+  if check.is_uuid(source) then
+    raise("invalid", "import", "%s is a uuid: images:get finds images that are here already", source)
+  end
+  local handle = context:handle("import")
+  if source == "busybox" then
+    -- the engine brings the program and a shell; its other names it makes itself
+    local bare = image.new(context, handle:import("busybox", nil, {}))
+    return bare:run { "/bin/busybox", "--install", "-s", tag = tag, check = true }
+  end
+  local kind, trouble, message, number = path_kind(source)
+  if not kind then
+    if trouble == "not_found" and (source:find("://", 1, true) or source:find("^[%w-]+%.[%w.-]+/")) then
+      raise("unsupported", "import", "%s: images from a registry are not available yet: import a"
+        .. " directory or a tarball", quote(source))
+    end
+    local reason = trouble == "denied" and "permission denied" or "no such directory or archive"
+    error(errors.new(trouble, "import", { errno = number, cause = message }, "%s: %s", quote(source),
+      reason), 0)
+  end
+  return image.new(context, handle:import(kind, source, { tag = tag }))
+end
+
+--- The image to start from: a tag or uuid that is here; `"busybox"`, built on first use from the
+--- machine's own; or a path, imported. With `tag` the import is done once and found again. Waits.
+---@param ref string
+---@param opts { tag: string?, strict: boolean? }? strict: only what is here already
+---@return bough.image
+function methods:use(ref, opts)
+  local context = context_of(self, "use")
+  if image.is(ref) then
+    if ref.engine ~= context.engine then
+      raise("invalid", "use", "%s belongs to another engine", tostring(ref))
+    end
+    return ref
+  end
+  ref = reference(ref, "use")
+  opts = errors.check_keys("use", opts, { "tag", "strict" })
+  local strict = check.boolean(opts.strict, "use", "strict")
+  local tag = check.tag(opts.tag, "use")
+  local handle = context:handle("use")
+
+  -- one at a time: two tasks that want busybox get the same one
+  context.importing = context.importing or core.queue()
+  local row = handle:resolve(tag or ref)
+  if row then return image.new(context, row) end
+  local kind, trouble = path_kind(ref)
+  local importable = ref == "busybox" or kind or trouble == "denied"
+  if strict or check.is_uuid(ref) or not importable then missing(handle, ref, "use") end
+  context.importing:acquire()
+  local _ <close> = setmetatable({}, { __close = function() context.importing:release() end })
+  row = handle:resolve(tag or ref)
+  if row then return image.new(context, row) end
+  return self:import(ref, { tag = tag or (ref == "busybox" and ref or nil) })
+end
+
+--- Drops an image from the store; refused (kind `state`) while it has children or a tag. Waits.
+---@param ref string
+function methods:remove(ref) self:get(ref):remove() end
+
+local meta = {
+  __name = "bough.images",
+  __index = methods,
+  __call = function(self, filter) return self:list(filter) end,
+  __tostring = function(self)
+    return ("images of %s"):format(tostring(rawget(self, CONTEXT).engine))
+  end,
+}
+
+function meta.__newindex(_, name)
+  raise("invalid", nil, "images.%s: fields of engine.images cannot be set", tostring(name))
+end
+
+--- Makes `engine.images`.
+---@param context bough.context
+---@return bough.images
+function M.new(context)
+  return setmetatable({ [CONTEXT] = context }, meta)
+end
+
+return M

@@ -1,0 +1,303 @@
+---@meta bough.core
+-- What C registers, for language servers. Never loaded at run time.
+-- "Waits": suspends the calling task, or drives the loop where there is none; may raise `cancelled`,
+-- and `timeout` at a deadline. Times are seconds, sizes bytes.
+-- luacheck: ignore
+
+---@alias bough.error_kind
+---| "invalid" # wrong use: names what was wrong and what is right
+---| "not_found" # no such image, tag, path, program
+---| "exists"
+---| "state" # not possible now: no result yet, no step to go back
+---| "busy" # the session is running something
+---| "disposed" # the run kept no image
+---| "exit" # a command failed under `check`; carries the result
+---| "timeout" # a time limit under `check`, or a deadline
+---| "cancelled"
+---| "closed"
+---| "denied"
+---| "unsupported" # this engine, or this machine, cannot do that
+---| "resource" # memory, disk, descriptors
+---| "io"
+---| "corrupt"
+---| "auth"
+---| "api"
+---| "transport"
+---| "protocol"
+
+---@class bough.error
+---@field kind bough.error_kind
+---@field message string one line
+---@field op string? what was being done; `tostring` puts it in front
+---@field errno integer?
+---@field code string? "ENOENT"
+---@field status integer? HTTP status
+---@field result bough.result? of the command that failed
+---@field image bough.image? what that command left
+---@field cause any
+---@field traceback string? of the task that raised it
+
+---@class bough.result
+---@field exit_code integer 128+n after signal n, 137 after a time limit
+---@field signal integer?
+---@field timed_out boolean
+---@field oom boolean killed for want of memory
+---@field ok boolean exit code 0
+---@field elapsed_time number wall clock
+---@field user_time number
+---@field system_time number
+---@field max_rss integer peak memory
+---@field stdout string? nil when it was not captured
+---@field stderr string?
+---@field truncated { stdout: integer?, stderr: integer? } bytes dropped; empty when nothing was
+---@field resources { user_time: number, system_time: number, max_rss: integer }
+
+---@class bough.constant
+
+---@class bough.core
+---@field PIPE bough.constant
+---@field INHERIT bough.constant
+---@field STDOUT bough.constant
+---@field kinds bough.error_kind[]
+local core = {}
+
+--- Makes an error value; an unknown kind raises.
+---@param kind bough.error_kind
+---@param message string
+---@param fields table?
+---@return bough.error
+function core.error(kind, message, fields) end
+
+---@param value any
+---@return boolean
+function core.is_error(value) end
+
+--- Starts a task.
+---@param fn function
+---@return bough.task
+function core.spawn(fn, ...) end
+
+--- Runs a task and the loop until it is done; returns its results or raises its error. Waits.
+---@param fn function
+---@return any ...
+function core.run(fn, ...) end
+
+--- Waits.
+---@param seconds number
+function core.sleep(seconds) end
+
+--- Runs `fn`; when the time is over its next wait raises `timeout`. Deadlines nest, the nearer counts.
+---@param seconds number
+---@param fn function
+---@return any ...
+function core.deadline(seconds, fn, ...) end
+
+--- Does what is ready and returns; waits at most `seconds` for something, 0 never.
+---@param seconds number?
+function core.step(seconds) end
+
+--- A descriptor that turns readable when there is something to do.
+---@return integer
+function core.fd() end
+
+--- How long a host may wait at most before the next step; nil for no bound.
+---@return number?
+function core.timeout() end
+
+--- The running task.
+---@return bough.task?
+function core.current() end
+
+--- Called with the errors of tasks that nobody waited for, instead of `warn`.
+---@param fn fun(problem: any)?
+function core.on_error(fn) end
+
+--- A fair lock for Lua code.
+---@return bough.queue
+function core.queue() end
+
+---@class bough.queue
+local queue = {}
+--- Waits for its turn.
+function queue:acquire() end
+function queue:release() end
+
+---@class bough.task
+---@field status "ready"|"waiting"|"running"|"done"|"failed"|"cancelled"
+local task = {}
+--- The task's results, or its error with its traceback. Waits. Repeatable.
+---@return any ...
+function task:wait() end
+--- Its current or next wait raises `cancelled`; `<close>` variables run.
+function task:cancel() end
+--- Cancels without waiting. `<close>` cancels and joins.
+function task:close() end
+
+--- Starts the embedded engine. Waits for its keeper. Raises `denied`, `resource`, `unsupported`, `corrupt`.
+---@param opts { home: string?, keeper: string?, spare: integer?, limits: table? }
+---@return bough.local
+function core.open_local(opts) end
+
+---@class bough.row what engines tell of an image
+---@field uuid string? nil when disposable
+---@field parent_uuid string?
+---@field tag string?
+---@field origin "run"|"import"|"files"|"commit"
+---@field command string?
+---@field created_at number
+---@field size integer bytes of its own layer
+---@field depth integer?
+---@field result bough.result?
+
+---@class bough.local the embedded engine as a driver; all methods wait
+---@field closed boolean
+local driver = {}
+---@param ref string uuid or tag
+---@return bough.row?
+function driver:resolve(ref) end
+---@param filter table tag, tag_glob, parent, tagged, since, before, limit, offset, oldest_first, brief
+---@return bough.row[]
+function driver:list(filter) end
+function driver:tag(uuid, tag) end
+function driver:untag(uuid) end
+function driver:remove(uuid) end
+---@param kind "busybox"|"directory"|"archive"
+---@param source string?
+---@param opts { tag: string? }
+---@return bough.row
+function driver:import(kind, source, opts) end
+--- Returns when the command has been started.
+---@param uuid string
+---@param spec table from bough.options
+---@return bough.run
+function driver:start(uuid, spec) end
+---@return string
+function driver:read(uuid, path) end
+---@return table[]
+function driver:list_dir(uuid, path) end
+---@return table
+function driver:info() end
+---@param keep string[] uuids
+---@param dry boolean
+---@return { images: integer, layers: integer, bytes: integer }
+function driver:gc(keep, dry) end
+function driver:close() end
+
+---@class bough.run
+---@field running boolean
+---@field pid integer?
+local run = {}
+--- Waits. Repeatable.
+---@return bough.row
+function run:wait() end
+--- Kills. Does not wait; twice does nothing.
+function run:close() end
+
+--- Makes a session. `defaults` come checked from bough.options.
+---@param engine bough.engine
+---@param image bough.image
+---@param defaults table
+---@return bough.session
+function core.session(engine, image, defaults) end
+
+---@class bough.step one step of a session, the first being where it began
+---@field image bough.image
+---@field uuid string
+---@field op "session"|"run"|"apply_files"|"checkout"
+---@field command string? of a run
+---@field exit_code integer? of a run
+---@field at number seconds since the epoch
+
+--- A pointer that moves along images. What fails, is cancelled, hits its time limit or is disposable leaves
+--- it where it was; a command's non-zero exit is a result and moves it. Result fields mirror the latest run.
+---@class bough.session
+---@field uuid string of the image where it stands
+---@field tag string?
+---@field parent_uuid string?
+---@field created_at number
+---@field state "pulled"|"executing"|"succeeded"|"failed"|"closed"
+---@field result bough.result raises `state` before there is one, as do the others
+---@field exit_code integer
+---@field signal integer?
+---@field timed_out boolean
+---@field ok boolean
+---@field stdout string?
+---@field stderr string?
+---@field stdin any the configured source
+---@field elapsed_time number
+---@field engine bough.engine
+local session = {}
+
+--- Runs a command and moves to the image that it left. Waits. Raises `busy` while another run is under way,
+--- unless `queue = true` lines it up.
+---@param command string|table
+---@param opts table? with a shell line
+---@return bough.image
+function session:run(command, opts) end
+--- Begins a run; its `wait` moves the session, which is busy until then.
+---@param command string|table
+---@param opts table?
+---@return bough.image
+function session:start(command, opts) end
+--- Waits for what run or start began last. Repeatable.
+---@return bough.image
+function session:wait() end
+--- Puts files in place. Waits.
+---@return bough.session self
+function session:apply_files(...) end
+--- Tags the image where it stands, nil untags. Waits.
+---@param tag string?
+---@return bough.session self
+function session:tag_as(tag) end
+---@return bough.session self
+function session:untag() end
+--- The steps so far, oldest first; a fresh table.
+---@return bough.step[]
+function session:history() end
+--- Goes back, as if the last `n` steps had not been. Raises `state` beyond the beginning.
+---@param n integer? default 1
+---@return bough.session self
+function session:rollback(n) end
+--- Goes to an image, as a step. Waits. Raises `not_found`.
+---@param ref string|bough.image
+---@return bough.session self
+function session:checkout(ref) end
+--- A second session at the same point, with the same past and defaults.
+---@return bough.session
+function session:branch() end
+--- The image where it stands.
+---@return bough.image
+function session:image() end
+---@param path string
+---@return string
+function session:read(path) end
+---@param path string?
+---@return bough.entry[]
+function session:ls(path) end
+---@param path string?
+---@return fun(): bough.entry?
+function session:entries(path) end
+---@param path string?
+---@return fun(): bough.entry?
+function session:walk(path) end
+---@param path string
+---@return fun(): string?
+function session:stream(path) end
+---@param source string
+---@param destination string?
+---@return string path
+function session:download(source, destination) end
+---@return bough.image?
+function session:parent() end
+---@return bough.image[]
+function session:children() end
+function session:diff(other) end
+function session:export(path) end
+---@return bough.process
+function session:popen(...) end
+---@return bough.instance
+function session:boot(...) end
+--- Ends it and kills what runs in it. Twice does nothing.
+function session:close() end
+
+return core

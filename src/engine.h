@@ -1,0 +1,66 @@
+/* engine.h - the embedded engine on the loop: store, keeper and what is under way between them.
+ *
+ * Knows libuv, knows no Lua. One `bough_engine` per opened engine, counted: runs and jobs keep
+ * it alive until they are over, so that closing never leaves a callback without its
+ * ground. Everything here runs on the loop's thread but the `work` of a job. */
+#ifndef BOUGH_ENGINE_H
+#define BOUGH_ENGINE_H
+
+#include <stdbool.h>
+
+#include "local/client.h"
+#include "local/store.h"
+#include "loop.h"
+#include "plan.h"
+
+struct bough_fact {
+    char *key, *value;
+};
+
+struct bough_engine {
+    int refs;
+    struct bough_loop *loop;
+    struct bough_store *store;
+    struct bough_client *client;
+    uv_poll_t *poll;       /* on the keeper's socket */
+    bool closed;           /* no new requests */
+    bool said_hello, gone; /* of the keeper */
+    struct bough_err failure; /* why it never said hello */
+    struct bough_cond changed; /* fires on hello and on the keeper's end */
+    pid_t keeper_pid;
+    int keeper_pidfd;
+    struct bough_fact *facts;
+    size_t fact_count;
+    struct bough_limits limits; /* for runs that say nothing */
+    bool merging;
+    int busy;             /* jobs and runs under way */
+};
+
+/* Opens store and keeper; returns at once. The hello fires `changed`. `xattr` names the kind of store. */
+struct bough_engine *bough_engine_open(struct bough_loop *loop, const struct bough_client_options *options,
+                                       const struct bough_limits *limits, struct bough_err *err);
+void bough_engine_ref(struct bough_engine *engine);
+void bough_engine_unref(struct bough_engine *engine);
+/* Asks the keeper to end; `changed` fires when it has (`gone`). */
+void bough_engine_close(struct bough_engine *engine);
+/* After the engine has sent something: has the loop watch for room to send the rest. */
+void bough_engine_kick(struct bough_engine *engine);
+/* Compacts what is due on the stack of `layer`, in the background, one merge at a time. */
+void bough_engine_compact(struct bough_engine *engine, int64_t layer);
+/* Removes trees below home/tmp in the background; takes the names over. */
+void bough_engine_remove(struct bough_engine *engine, char **names);
+
+void bough_engine_drop_staged(struct bough_engine *engine, int64_t layer); /* a layer that nobody wants */
+
+/* A piece of work for libuv's threads. Embedded first in a struct of its own; `work` runs elsewhere and touches
+ * nothing but that struct and the store, `after` back on the loop. */
+struct bough_job {
+    uv_work_t req;
+    struct bough_engine *engine;
+    void (*work)(struct bough_job *job);
+    void (*after)(struct bough_job *job);
+};
+void bough_job_start(struct bough_engine *engine, struct bough_job *job, void (*work)(struct bough_job *),
+                     void (*after)(struct bough_job *));
+
+#endif

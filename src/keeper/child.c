@@ -1,0 +1,210 @@
+#define _GNU_SOURCE
+#include "child.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/close_range.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "../sys.h"
+#include "filter.h"
+
+#define STACK_SIZE (64 * 1024)
+#define SEARCH_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+static int failed(struct bough_child *child, const char *step, const char *object)
+{
+    child->sys = errno;
+    child->object = object;
+    child->step = step;
+    return -1;
+}
+
+static int take_stdio(struct bough_child *child)
+{
+    for (int i = 0; i < 3; i++)
+        if (dup2(child->fds[i], i) < 0)
+            return failed(child, "stdio", NULL);
+    if (syscall(SYS_close_range, 3u, ~0u, CLOSE_RANGE_CLOEXEC) < 0)
+        return failed(child, "close_range", NULL);
+    return 0;
+}
+
+static int set_rlimit(int which, int64_t value)
+{
+    struct rlimit limit = {.rlim_cur = (rlim_t)value, .rlim_max = (rlim_t)value};
+    return setrlimit((__rlimit_resource_t)which, &limit);
+}
+
+static int take_limits(struct bough_child *child)
+{
+    struct rlimit core = {0, RLIM_INFINITY};
+    setrlimit(RLIMIT_CORE, &core);
+    if (child->files > 0 && set_rlimit(RLIMIT_NOFILE, child->files) < 0)
+        return failed(child, "limits.files", NULL);
+    if (child->memory_rlimit > 0 && set_rlimit(RLIMIT_AS, child->memory_rlimit) < 0)
+        return failed(child, "limits.memory", NULL);
+    if (child->pids_rlimit > 0 && set_rlimit(RLIMIT_NPROC, child->pids_rlimit) < 0)
+        return failed(child, "limits.pids", NULL);
+    if (child->cpu_affinity > 0) {
+        cpu_set_t have, want;
+        CPU_ZERO(&want);
+        if (sched_getaffinity(0, sizeof have, &have) < 0)
+            return failed(child, "limits.cpu", NULL);
+        double left = child->cpu_affinity;
+        for (int i = 0; i < CPU_SETSIZE && left > 0; i++)
+            if (CPU_ISSET(i, &have)) {
+                CPU_SET(i, &want);
+                left -= 1;
+            }
+        if (sched_setaffinity(0, sizeof want, &want) < 0)
+            return failed(child, "limits.cpu", NULL);
+    }
+    return 0;
+}
+
+/* Raw calls: the C library's would look for other threads to tell, in memory that is not ours. */
+static int take_identity(struct bough_child *child)
+{
+    const struct bough_user *u = child->user;
+    if (child->userns_fd >= 0 && setns(child->userns_fd, CLONE_NEWUSER) < 0)
+        return failed(child, "user namespace", NULL);
+    if (bough_caps_drop_bounding() < 0)
+        return failed(child, "capabilities", NULL);
+    /* With one uid alone setgroups(2) is barred, and there is only one group to be in. */
+    if (syscall(SYS_setgroups, u->group_count, u->groups) < 0 && (child->site->root || child->site->range))
+        return failed(child, "groups of user", u->name);
+    if (syscall(SYS_setresgid, u->gid, u->gid, u->gid) < 0)
+        return failed(child, "group of user", u->name);
+    if (syscall(SYS_setresuid, u->uid, u->uid, u->uid) < 0)
+        return failed(child, "user", u->name);
+    if (bough_caps_drop_rest() < 0)
+        return failed(child, "capabilities", NULL);
+    return 0;
+}
+
+static void reset_signals(void)
+{
+    struct sigaction fallback = {.sa_handler = SIG_DFL};
+    for (int sig = 1; sig < 65; sig++)
+        if (sig != SIGKILL && sig != SIGSTOP)
+            sigaction(sig, &fallback, NULL);
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+/* execvp(3) without its allocations and without its shell for unmarked scripts. */
+static int exec_search(struct bough_child *child)
+{
+    const char *name = child->argv[0];
+    if (strchr(name, '/')) {
+        execve(name, child->argv, child->env);
+        return failed(child, "exec", name);
+    }
+    const char *search = SEARCH_PATH;
+    for (char **e = child->env; *e; e++)
+        if (strncmp(*e, "PATH=", 5) == 0)
+            search = *e + 5;
+    int worst = ENOENT;
+    char path[4096];
+    size_t length = strlen(name);
+    for (const char *at = search; at; at = strchr(at, ':') ? strchr(at, ':') + 1 : NULL) {
+        size_t n = strcspn(at, ":");
+        if (n + length + 2 > sizeof path)
+            continue;
+        memcpy(path, at, n);
+        if (n)
+            path[n++] = '/';
+        memcpy(path + n, name, length + 1);
+        execve(path, child->argv, child->env);
+        if (errno != ENOENT && errno != ENOTDIR)
+            worst = errno;
+        if (errno != ENOENT && errno != ENOTDIR && errno != EACCES)
+            break;
+    }
+    errno = worst;
+    return failed(child, "exec", name);
+}
+
+static int child_main(void *arg)
+{
+    struct bough_child *child = arg;
+    reset_signals();
+    setsid();
+    umask(022);
+    if (take_stdio(child) < 0 || take_limits(child) < 0 || take_identity(child) < 0)
+        _exit(127);
+    if (chdir(child->cwd) < 0) {
+        failed(child, "cwd", child->cwd);
+        _exit(127);
+    }
+    if (bough_filter_install(&child->site->filter) < 0) {
+        failed(child, "seccomp", NULL);
+        _exit(127);
+    }
+    exec_search(child);
+    _exit(127);
+}
+
+pid_t bough_child_spawn(struct bough_child *child)
+{
+    static char *stack;
+    if (!stack) {
+        stack = mmap(NULL, STACK_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+        if (stack == MAP_FAILED) {
+            stack = NULL;
+            return failed(child, "stack", NULL);
+        }
+    }
+    child->step = NULL;
+    pid_t pid = clone(child_main, stack + STACK_SIZE, CLONE_VM | CLONE_VFORK | SIGCHLD, child);
+    if (pid < 0)
+        return failed(child, "clone", NULL);
+    if (child->step) {
+        int saved = child->sys;
+        BOUGH_RETRY(waitpid(pid, NULL, 0));
+        child->sys = saved;
+        return -1;
+    }
+    return pid;
+}
+
+int bough_child_error(const struct bough_child *child, struct bough_err *err)
+{
+    const char *what = child->object ? child->object : "";
+    if (strcmp(child->step, "exec") == 0) {
+        struct stat st;
+        /* The file is there and yet not found: it is its interpreter that is missing. */
+        bool present = strchr(what, '/') && stat(what, &st) == 0;
+        if (child->sys == ENOENT && present)
+            return bough_err_set(err, BOUGH_ERR_not_found,
+                                 "program \"%s\": it is there, but the interpreter or loader it names is not in the image",
+                                 what);
+        if (child->sys == ENOENT)
+            return bough_err_set(err, BOUGH_ERR_not_found, "program \"%s\": not found in the image%s", what,
+                                 strchr(what, ' ') ? " (a whole command line goes into `shell`)" : "");
+        if (child->sys == ENOEXEC)
+            return bough_err_set(err, BOUGH_ERR_invalid, "program \"%s\": not a program for this machine (a script without #!?)", what);
+        return bough_err_sys(err, child->sys, "program \"%s\"", what);
+    }
+    if (strcmp(child->step, "cwd") == 0)
+        return bough_err_sys(err, child->sys, "cwd \"%s\"", what);
+    if (strcmp(child->step, "user") == 0 || strcmp(child->step, "group of user") == 0) {
+        if (child->sys == EINVAL)
+            return bough_err_set(err, BOUGH_ERR_unsupported, "user \"%s\": its uid is outside of the %ld that this user may use here%s%s",
+                                 what, child->site->uid_count, child->site->uid_why[0] ? ": " : "",
+                                 child->site->uid_why);
+    }
+    return bough_err_sys(err, child->sys, "%s%s%s", child->step, *what ? " " : "", what);
+}

@@ -1,0 +1,236 @@
+#define _GNU_SOURCE
+#include "init.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "../sys.h"
+#include "child.h"
+#include "root.h"
+
+struct init {
+    const struct bough_site *site;
+    int sock, signals, userns_fd;
+    struct bough_root root;
+    struct bough_plan plan;
+    pid_t command;
+    int64_t started_ns;
+    struct bough_ending ending;
+};
+
+static _Noreturn void give_up(struct init *init, const struct bough_err *err)
+{
+    struct bough_wbuf body = {0};
+    bough_put_err(&body, err);
+    bough_send(init->sock, BOUGH_MSG_FAILED, 0, &body, NULL, 0, NULL);
+    bough_root_tidy(&init->root, false);
+    _exit(1);
+}
+
+/* A user namespace for the command alone, with the same ids: the mount, network and process namespaces
+ * belong to the one outside of it, so the command's root has no say over them, and RLIMIT_NPROC
+ * counts this sandbox only. A short-lived child makes it; the descriptor keeps it. */
+static int make_userns(struct init *init, struct bough_err *err)
+{
+    if (init->site->root)
+        return 0;
+    int up[2], down[2];
+    if (pipe2(up, O_CLOEXEC) < 0 || pipe2(down, O_CLOEXEC) < 0)
+        return bough_err_sys(err, errno, "sandbox: pipe");
+    pid_t pid = fork();
+    if (pid == 0) {
+        prctl(PR_SET_DUMPABLE, 1); /* or its maps could not be written from outside */
+        char c = unshare(CLONE_NEWUSER) < 0 ? (char)errno : 0;
+        (void)!write(up[1], &c, 1);
+        close(down[1]);
+        (void)!read(down[0], &c, 1);
+        _exit(0);
+    }
+    char c = 1;
+    bool ok = pid > 0 && BOUGH_RETRY(read(up[0], &c, 1)) == 1 && c == 0;
+    char path[64], map[64];
+    int sys = c;
+    /* Two extents, as in the namespace around it: one across its seam would be refused. */
+    snprintf(map, sizeof map, init->site->range ? "0 0 1\n1 1 %ld\n" : "0 0 1\n", init->site->uid_count - 1);
+    static const char *const files[] = {"uid_map", "gid_map"};
+    if (ok && !init->site->range) {
+        snprintf(path, sizeof path, "/proc/%d/setgroups", (int)pid);
+        BOUGH_CLEANUP_FD int fd = open(path, O_WRONLY | O_CLOEXEC);
+        if (fd >= 0)
+            (void)!write(fd, "deny", 4);
+    }
+    for (int i = 0; ok && i < 2; i++) {
+        snprintf(path, sizeof path, "/proc/%d/%s", (int)pid, files[i]);
+        BOUGH_CLEANUP_FD int fd = open(path, O_WRONLY | O_CLOEXEC);
+        ok = fd >= 0 && write(fd, map, strlen(map)) > 0;
+        sys = errno;
+    }
+    if (ok) {
+        snprintf(path, sizeof path, "/proc/%d/ns/user", (int)pid);
+        init->userns_fd = open(path, O_RDONLY | O_CLOEXEC);
+        sys = errno;
+        ok = init->userns_fd >= 0;
+    }
+    close(up[0]);
+    close(up[1]);
+    close(down[0]);
+    close(down[1]);
+    if (pid > 0)
+        BOUGH_RETRY(waitpid(pid, NULL, 0));
+    return ok ? 0 : bough_err_sys(err, sys, "sandbox: user namespace");
+}
+
+static void prepare(struct init *init, bool host_network)
+{
+    struct bough_err err;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    prctl(PR_SET_DUMPABLE, 0);
+    prctl(PR_SET_NAME, "bough-init");
+    memset(init->site->args, 0, init->site->args_size); /* paths of the host are not for the sandbox's ps(1) */
+    snprintf(init->site->args, init->site->args_size, "bough-init");
+    signal(SIGPIPE, SIG_IGN);
+    sigset_t mask;
+    sigemptyset(&mask);
+    sigaddset(&mask, SIGCHLD);
+    sigprocmask(SIG_SETMASK, &mask, NULL);
+    init->signals = signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (init->signals < 0) {
+        bough_err_sys(&err, errno, "sandbox: signalfd");
+        give_up(init, &err);
+    }
+    if (bough_root_blank(&init->root, init->site, host_network, &err) < 0 || make_userns(init, &err) < 0)
+        give_up(init, &err);
+    if (bough_send(init->sock, BOUGH_MSG_READY, 0, NULL, NULL, 0, &err) < 0)
+        _exit(1);
+}
+
+static void start_command(struct init *init, struct bough_message *msg)
+{
+    struct bough_err err;
+    struct bough_user user;
+    if (bough_plan_get(&msg->body, &init->plan, &err) < 0)
+        give_up(init, &err);
+    struct bough_plan *plan = &init->plan;
+    if (bough_root_enter(&init->root, plan, &err) < 0 || bough_user_find(plan->user, &user, &err) < 0)
+        give_up(init, &err);
+
+    /* HOME comes from the image's passwd(5) unless the caller says otherwise. */
+    int count = 0;
+    bool has_home = false;
+    for (char **e = plan->env; *e; e++, count++)
+        has_home = has_home || strncmp(*e, "HOME=", 5) == 0;
+    char home[300];
+    char **env = calloc((size_t)count + 2, sizeof *env);
+    if (!env) {
+        bough_err_sys(&err, ENOMEM, "environment");
+        give_up(init, &err);
+    }
+    memcpy(env, plan->env, sizeof *env * (size_t)count);
+    if (!has_home) {
+        snprintf(home, sizeof home, "HOME=%s", user.home);
+        env[count] = home;
+    }
+    const struct bough_cgroups *groups = &init->site->groups;
+    const struct bough_limits *limits = &plan->limits;
+    struct bough_child child = {
+        .site = init->site,
+        .argv = plan->argv,
+        .env = env,
+        .cwd = plan->cwd,
+        .user = &user,
+        .fds = {msg->fds[0], msg->fds[1], msg->fds[2]},
+        .userns_fd = init->userns_fd,
+        .files = limits->files,
+        .pids_rlimit = groups->dirs[BOUGH_PIDS] < 0 ? limits->pids : 0,
+        .memory_rlimit = groups->dirs[BOUGH_MEMORY] < 0 ? limits->memory : 0,
+        .cpu_affinity = groups->dirs[BOUGH_CPU] < 0 ? limits->cpu : 0,
+    };
+    init->started_ns = bough_now_ns();
+    init->command = bough_child_spawn(&child);
+    free(env);
+    if (init->command < 0) {
+        bough_child_error(&child, &err);
+        give_up(init, &err);
+    }
+    struct bough_wbuf body = {0};
+    bough_put_i64(&body, init->command);
+    bough_send(init->sock, BOUGH_MSG_STARTED, 0, &body, NULL, 0, NULL);
+    bough_wbuf_free(&body);
+    bough_msg_clear(msg);
+}
+
+/* The command is over: so is everything it left running. */
+static _Noreturn void finish(struct init *init)
+{
+    struct bough_err err;
+    struct rusage usage;
+    struct bough_ending *e = &init->ending;
+    e->elapsed_ns = bough_now_ns() - init->started_ns;
+    kill(-1, SIGKILL);
+    while (BOUGH_RETRY(waitpid(-1, NULL, 0)) > 0)
+        continue;
+    getrusage(RUSAGE_CHILDREN, &usage);
+    e->user_us = usage.ru_utime.tv_sec * 1000000LL + usage.ru_utime.tv_usec;
+    e->system_us = usage.ru_stime.tv_sec * 1000000LL + usage.ru_stime.tv_usec;
+    e->max_rss = usage.ru_maxrss * 1024LL;
+    if (bough_root_seal(&init->root, init->plan.keep, e, &err) < 0)
+        give_up(init, &err);
+    struct bough_wbuf body = {0};
+    bough_ending_put(&body, e);
+    bough_send(init->sock, BOUGH_MSG_EXITED, 0, &body, NULL, 0, NULL);
+    bough_root_tidy(&init->root, e->changed);
+    _exit(0);
+}
+
+static void reap(struct init *init)
+{
+    struct signalfd_siginfo info;
+    while (read(init->signals, &info, sizeof info) == (ssize_t)sizeof info)
+        continue;
+    int status;
+    pid_t pid;
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+        if (pid == init->command) {
+            init->ending.status = status;
+            finish(init);
+        }
+}
+
+static void obey(struct init *init)
+{
+    struct bough_message msg;
+    struct bough_err err;
+    int rc = bough_recv(init->sock, &msg, &err);
+    if (rc <= 0)
+        _exit(1); /* the keeper is gone */
+    if (msg.type == BOUGH_MSG_RUN && init->command == 0 && msg.fd_count >= 3)
+        start_command(init, &msg); /* keeps the message: the plan points into it */
+    else if (msg.type == BOUGH_MSG_KILL)
+        kill(-1, SIGKILL);
+}
+
+_Noreturn void bough_init_main(const struct bough_site *site, int sock, bool host_network)
+{
+    struct init init = {.site = site, .sock = sock, .userns_fd = -1, .root = {.upper_fd = -1}};
+    prepare(&init, host_network);
+    struct pollfd fds[2] = {{.fd = sock, .events = POLLIN}, {.fd = init.signals, .events = POLLIN}};
+    for (;;) {
+        if (poll(fds, 2, -1) < 0 && errno != EINTR)
+            _exit(1);
+        if (fds[1].revents)
+            reap(&init);
+        if (fds[0].revents)
+            obey(&init);
+        fds[0].revents = fds[1].revents = 0;
+    }
+}

@@ -1,0 +1,14 @@
+/* init.h - pid 1 of a sandbox: prepares a blank, carries out one plan, reaps, reports.
+ *
+ * Talks to the keeper over one socket. It is not dumpable and holds more capabilities than
+ * the command, so the command can neither trace it nor look through its /proc entries. When its socket
+ * closes or its parent dies it ends, and the kernel ends everything below it. */
+#ifndef BOUGH_INIT_H
+#define BOUGH_INIT_H
+
+#include "site.h"
+
+/* Does not return. `sock` is the end that belongs to init. */
+_Noreturn void bough_init_main(const struct bough_site *site, int sock, bool host_network);
+
+#endif

@@ -1,0 +1,14 @@
+/* nursery.h - a child of the keeper that does nothing but make blanks.
+ *
+ * Making namespaces takes a millisecond or more; here it holds nobody up. The blanks are
+ * the keeper's own children (CLONE_PARENT): it reaps them, and they die with it. */
+#ifndef BOUGH_NURSERY_H
+#define BOUGH_NURSERY_H
+
+#include "site.h"
+
+/* Forks the nursery; *sock is the keeper's end. It answers each BLANK (body: host network or not) with a
+ * BLANK (body: pid; descriptor: control socket) or FAILED. */
+pid_t bough_nursery_start(struct bough_site *site, int *sock, struct bough_err *err);
+
+#endif

@@ -1,0 +1,46 @@
+/* root.h - the file system a command sees: overlay, /dev, /proc, /sys, and the way into it.
+ *
+ * Three stages. The nursery builds a template once (its mount namespace holds the
+ * store, a /dev and nothing of the host's). A blank adds what each sandbox needs for itself.
+ * A run mounts the image and pivots into it. `seal` undoes the last step, so that nothing holds
+ * the upper layer any more when its image is announced. */
+#ifndef BOUGH_ROOT_H
+#define BOUGH_ROOT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "../plan.h"
+#include "site.h"
+
+struct bough_overlay {
+    const struct bough_site *site;
+    const int64_t *stack; /* top first; may be empty */
+    int64_t stack_count;
+    const char *upper, *work; /* paths, NULL when read-only */
+    bool skeleton;            /* with mount points below everything */
+};
+
+/* A detached mount (fsmount(2)). The working directory must be home/layers. */
+int bough_overlay_mount(const struct bough_overlay *overlay, struct bough_err *err);
+
+int bough_root_template(const struct bough_site *site, struct bough_err *err);
+
+struct bough_root {
+    const struct bough_site *site;
+    int base_fd;  /* a detached copy of the template's root, to return to */
+    int owner_fd; /* home/tmp/<owner> */
+    int upper_fd; /* -1 until entered */
+    int64_t layer;
+    bool in_memory; /* the upper layer is a tmpfs, for a disk limit */
+    uint32_t root_mode, root_uid, root_gid; /* of the image's root directory */
+};
+
+int bough_root_blank(struct bough_root *root, const struct bough_site *site, bool host_network, struct bough_err *err);
+int bough_root_enter(struct bough_root *root, const struct bough_plan *plan, struct bough_err *err);
+/* Leaves the image again and fills changed, bytes and files of `ending`. */
+int bough_root_seal(struct bough_root *root, bool keep, struct bough_ending *ending, struct bough_err *err);
+/* Removes what the seal did not make a layer of. */
+void bough_root_tidy(struct bough_root *root, bool keep_layer);
+
+#endif

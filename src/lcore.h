@@ -1,0 +1,18 @@
+/* lcore.h - the parts that make up `bough.core`.
+ *
+ * Each opener is called once per Lua state with the core table on top of the stack, adds its
+ * functions to that table and leaves the stack as it was. When it runs, bough_core(L) works. */
+#ifndef BOUGH_LCORE_H
+#define BOUGH_LCORE_H
+
+#include <lua.h>
+
+int luaopen_bough_core(lua_State *L);
+
+void bough_open_error(lua_State *L);   /* error, is_error, kinds */
+void bough_open_wait(lua_State *L);    /* sleep, deadline, step, fd, timeout */
+void bough_open_task(lua_State *L);    /* spawn, run, current, on_error, queue, watch */
+void bough_open_session(lua_State *L); /* session */
+void bough_open_local(lua_State *L);   /* open_local */
+
+#endif

@@ -1,0 +1,228 @@
+/* llocal.c - the embedded engine as userdata: open, close, and the table of its methods. */
+#define _GNU_SOURCE
+#include "llocal.h"
+
+#include <dlfcn.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "lcore.h"
+#include "sys.h"
+
+struct bough_engine *bough_local_check(lua_State *L, const char *op)
+{
+    struct local *local = luaL_checkudata(L, 1, BOUGH_LOCAL);
+    if (!local->engine || local->engine->closed)
+        bough_lerr(L, BOUGH_ERR_closed, op, "the engine is closed");
+    if (local->engine->gone)
+        bough_lerr(L, BOUGH_ERR_closed, op, "the keeper of this engine has ended; open the engine again");
+    return local->engine;
+}
+
+/* -- open -------------------------------------------------------------------------------------- */
+
+/* "<dir of core.so>/<name>" */
+static void beside_us(char *path, size_t room, const char *name)
+{
+    Dl_info info;
+    path[0] = '\0';
+    if (!dladdr((void *)(uintptr_t)beside_us, &info) || !info.dli_fname)
+        return;
+    char real[PATH_MAX];
+    const char *self = realpath(info.dli_fname, real) ? real : info.dli_fname;
+    const char *slash = strrchr(self, '/');
+    snprintf(path, room, "%.*s%s", slash ? (int)(slash - self) + 1 : 0, self, name);
+}
+
+static void find_program(lua_State *L, const char *option, const char *variable, const char *name, char *path)
+{
+    const char *given = lua_getfield(L, 1, option) == LUA_TSTRING ? lua_tostring(L, -1) : getenv(variable);
+    if (given && *given)
+        snprintf(path, PATH_MAX, "%s", given);
+    else
+        beside_us(path, PATH_MAX, name);
+    lua_pop(L, 1);
+    if (access(path, X_OK) < 0)
+        bough_lerr(L, BOUGH_ERR_not_found, "open", "%s: no program there; it belongs beside core.so, or where $%s says", path,
+                   variable);
+}
+
+static void find_home(lua_State *L, char *home)
+{
+    const char *given = lua_getfield(L, 1, "home") == LUA_TSTRING ? lua_tostring(L, -1) : getenv("BOUGH_HOME");
+    const char *xdg = getenv("XDG_DATA_HOME"), *user = getenv("HOME");
+    if (given && *given)
+        snprintf(home, PATH_MAX, "%s", given);
+    else if (xdg && xdg[0] == '/')
+        snprintf(home, PATH_MAX, "%s/bough", xdg);
+    else if (user && user[0] == '/')
+        snprintf(home, PATH_MAX, "%s/.local/share/bough", user);
+    else
+        bough_lerr(L, BOUGH_ERR_invalid, "open", "no place for the store: set BOUGH_HOME or HOME");
+    lua_pop(L, 1);
+    if (home[0] != '/') {
+        char here[PATH_MAX], whole[PATH_MAX];
+        if (!getcwd(here, sizeof here) || snprintf(whole, sizeof whole, "%s/%s", here, home) >= PATH_MAX)
+            bough_lerr(L, BOUGH_ERR_invalid, "open", "the path of the store is too long");
+        strcpy(home, whole);
+    }
+}
+
+struct sweep_job {
+    struct bough_job job;
+    struct bough_sweep sweep;
+};
+
+static void sweep_work(struct bough_job *job)
+{
+    struct sweep_job *s = (struct sweep_job *)job;
+    /* Nobody waits for this: what it cannot do now, the next open does. */
+    if (bough_store_sweep(job->engine->store, &s->sweep, NULL) < 0)
+        s->sweep = (struct bough_sweep){0};
+}
+
+static void sweep_after(struct bough_job *job)
+{
+    struct sweep_job *s = (struct sweep_job *)job;
+    if (!job->engine->closed && !job->engine->gone) {
+        char **names = s->sweep.dead;
+        s->sweep.dead = NULL;
+        s->sweep.dead_count = 0;
+        bough_engine_remove(job->engine, names);
+    }
+    bough_sweep_clear(&s->sweep);
+    free(s);
+}
+
+static int open_k(lua_State *L, int status, lua_KContext ctx)
+{
+    (void)status;
+    struct local *local = luaL_checkudata(L, -1, BOUGH_LOCAL);
+    struct bough_engine *engine = local->engine;
+    if (!engine->said_hello && !engine->gone)
+        return bough_wait(L, &engine->changed, ctx, open_k);
+    if (!engine->said_hello) {
+        if (!engine->failure.msg[0])
+            bough_err_set(&engine->failure, BOUGH_ERR_io, "bough-keeper ended before it said a word");
+        struct bough_err err = engine->failure;
+        local->engine = NULL;
+        bough_engine_unref(engine);
+        return bough_lerr_raise(L, &err, "open");
+    }
+    struct sweep_job *s = calloc(1, sizeof *s);
+    if (s)
+        bough_job_start(engine, &s->job, sweep_work, sweep_after);
+    return 1;
+}
+
+static int local_open(lua_State *L)
+{
+    char keeper[PATH_MAX], unpacker[PATH_MAX], home[PATH_MAX];
+    lua_settop(L, 1);
+    if (lua_isnil(L, 1)) {
+        lua_newtable(L);
+        lua_replace(L, 1);
+    }
+    luaL_checktype(L, 1, LUA_TTABLE);
+    find_program(L, "keeper", "BOUGH_KEEPER", "bough-keeper", keeper);
+    find_program(L, "unpacker", "BOUGH_UNPACK", "bough-unpack", unpacker);
+    find_home(L, home);
+    struct bough_client_options o = {.keeper = keeper, .unpacker = unpacker, .home = home, .spare = 3};
+    if (lua_getfield(L, 1, "spare") == LUA_TNUMBER)
+        o.spare = (int)lua_tointeger(L, -1);
+    if (lua_getfield(L, 1, "max_running") == LUA_TNUMBER)
+        o.running_max = (int)lua_tointeger(L, -1);
+    lua_pop(L, 2);
+    struct bough_limits limits = {.pids = 4096};
+    lua_getfield(L, 1, "limits");
+    bough_lspec_limits(L, lua_gettop(L), &limits);
+    lua_pop(L, 1);
+    struct local *local = lua_newuserdatauv(L, sizeof *local, 0);
+    local->engine = NULL;
+    luaL_setmetatable(L, BOUGH_LOCAL);
+    struct bough_err err;
+    local->engine = bough_engine_open(bough_core_loop(bough_core(L)), &o, &limits, &err);
+    if (!local->engine)
+        return bough_lerr_raise(L, &err, "open");
+    return open_k(L, LUA_OK, 0);
+}
+
+/* -- close ------------------------------------------------------------------------------------- */
+
+static int close_k(lua_State *L, int status, lua_KContext ctx)
+{
+    (void)status;
+    struct local *local = luaL_checkudata(L, 1, BOUGH_LOCAL);
+    struct bough_engine *engine = local->engine;
+    if (!engine)
+        return 0;
+    /* The jobs as well: when close returns, nothing of this engine is under way any more. */
+    if (!engine->gone || engine->busy > 0)
+        return bough_wait(L, &engine->changed, ctx, close_k);
+    local->engine = NULL;
+    bough_engine_unref(engine);
+    return 0;
+}
+
+static int local_close(lua_State *L)
+{
+    struct local *local = luaL_checkudata(L, 1, BOUGH_LOCAL);
+    lua_settop(L, 1);
+    if (!local->engine)
+        return 0;
+    bough_engine_close(local->engine);
+    return close_k(L, LUA_OK, 0);
+}
+
+/* Never waits: the socket closes, and the keeper ends by itself. */
+static int local_gc(lua_State *L)
+{
+    struct local *local = luaL_checkudata(L, 1, BOUGH_LOCAL);
+    if (local->engine) {
+        bough_engine_close(local->engine);
+        bough_engine_unref(local->engine);
+        local->engine = NULL;
+    }
+    return 0;
+}
+
+static int local_tostring(lua_State *L)
+{
+    struct local *local = luaL_checkudata(L, 1, BOUGH_LOCAL);
+    if (!local->engine || local->engine->closed)
+        lua_pushliteral(L, "local engine (closed)");
+    else
+        lua_pushfstring(L, "local engine %s", bough_store_home(local->engine->store));
+    return 1;
+}
+
+static int local_index(lua_State *L)
+{
+    struct local *local = luaL_checkudata(L, 1, BOUGH_LOCAL);
+    const char *key = luaL_checkstring(L, 2);
+    if (strcmp(key, "closed") == 0)
+        lua_pushboolean(L, !local->engine || local->engine->closed || local->engine->gone);
+    else
+        lua_getfield(L, lua_upvalueindex(1), key);
+    return 1;
+}
+
+void bough_open_local(lua_State *L)
+{
+    static const luaL_Reg methods[] = {{"start", bough_lrun_start}, {"close", local_close}, {NULL, NULL}};
+    static const luaL_Reg meta[] = {{"__gc", local_gc}, {"__close", local_close}, {"__tostring", local_tostring}, {NULL, NULL}};
+    if (luaL_newmetatable(L, BOUGH_LOCAL)) {
+        luaL_setfuncs(L, meta, 0);
+        luaL_newlib(L, methods);
+        luaL_setfuncs(L, bough_lask_methods, 0);
+        lua_pushcclosure(L, local_index, 1);
+        lua_setfield(L, -2, "__index");
+    }
+    lua_pop(L, 1);
+    bough_lask_register(L);
+    bough_lrun_register(L);
+    lua_pushcfunction(L, local_open);
+    lua_setfield(L, -2, "open_local");
+}

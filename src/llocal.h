@@ -1,0 +1,36 @@
+/* llocal.h - what the embedded engine's userdata (llocal.c), its questions (lask.c) and runs (lrun.c) share. */
+#ifndef BOUGH_LLOCAL_H
+#define BOUGH_LLOCAL_H
+
+#include <lauxlib.h>
+#include <lua.h>
+
+#include "engine.h"
+#include "lwait.h"
+#include "run.h"
+
+#define BOUGH_LOCAL "bough.local"
+#define BOUGH_RUN "bough.run"
+
+struct local {
+    struct bough_engine *engine; /* NULL when closed */
+};
+
+/* The open engine at index 1; raises `closed`. */
+struct bough_engine *bough_local_check(lua_State *L, const char *op);
+
+/* Pushes the row of an image (types.lua: bough.row). [-0, +1] */
+void bough_lrow_push(lua_State *L, const struct bough_image *image);
+
+/* lrun.c */
+int bough_lrun_start(lua_State *L); /* engine:start(uuid, spec) */
+void bough_lrun_register(lua_State *L);
+/* lask.c: the methods that look things up */
+extern const luaL_Reg bough_lask_methods[];
+void bough_lask_register(lua_State *L);
+/* lspec.c: reads a spec table at `index` into a new run; raises `invalid`. The run is already anchored. */
+void bough_lspec_read(lua_State *L, int index, struct bough_run *run);
+/* Reads limits {memory=,pids=,cpu=,disk=,files=} at `index` (nil: nothing) over what is there. */
+void bough_lspec_limits(lua_State *L, int index, struct bough_limits *limits);
+
+#endif

@@ -1,0 +1,362 @@
+#define _GNU_SOURCE
+#include "run.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "sys.h"
+
+struct run_job {
+    struct bough_job job;
+    struct bough_run *run;
+    int rc;
+    struct bough_err err;
+    int64_t *stack; /* of the prepare job */
+    int64_t stack_count, layer, parent_layer;
+};
+
+struct bough_run *bough_run_new(struct bough_engine *engine)
+{
+    struct bough_run *run = calloc(1, sizeof *run);
+    if (!run)
+        return NULL;
+    run->refs = 1;
+    run->engine = engine;
+    bough_engine_ref(engine);
+    bough_cond_init(&run->changed, engine->loop);
+    run->in.fd = run->in.source_fd = -1;
+    for (int i = 0; i < 2; i++)
+        run->out[i].fd = run->out[i].sink_fd = -1;
+    return run;
+}
+
+static void free_strv(char **texts)
+{
+    for (char **t = texts; t && *t; t++)
+        free(*t);
+    free(texts);
+}
+
+void bough_run_unref(struct bough_run *run)
+{
+    if (--run->refs > 0)
+        return;
+    bough_in_close(&run->in);
+    bough_out_close(&run->out[0]);
+    bough_out_close(&run->out[1]);
+    bough_cond_destroy(&run->changed);
+    bough_image_clear(&run->image);
+    free_strv(run->argv);
+    free_strv(run->env);
+    free(run->cwd);
+    free(run->user);
+    free(run->hostname);
+    free(run->resolv);
+    free(run->tag);
+    free(run->command);
+    bough_engine_unref(run->engine);
+    free(run);
+}
+
+bool bough_run_is_over(const struct bough_run *run)
+{
+    return run->state == BOUGH_RUN_DONE || run->state == BOUGH_RUN_FAILED;
+}
+
+static void step(struct bough_run *run, enum bough_run_state state)
+{
+    run->state = state;
+    bough_cond_fire(&run->changed);
+}
+
+static void fail(struct bough_run *run, const struct bough_err *err)
+{
+    if (bough_run_is_over(run))
+        return;
+    run->err = *err;
+    bough_in_close(&run->in);
+    bough_out_close(&run->out[0]);
+    bough_out_close(&run->out[1]);
+    step(run, BOUGH_RUN_FAILED);
+}
+
+static struct run_job *new_job(struct bough_run *run)
+{
+    struct run_job *j = calloc(1, sizeof *j);
+    struct bough_err err;
+    if (!j) {
+        bough_err_sys(&err, ENOMEM, "run");
+        fail(run, &err);
+        return NULL;
+    }
+    j->run = run;
+    run->refs++;
+    return j;
+}
+
+static void free_job(struct run_job *j)
+{
+    bough_run_unref(j->run);
+    free(j->stack);
+    free(j);
+}
+
+/* --- the ending ----------------------------------------------------------------------------------- */
+
+static void commit(struct bough_job *job)
+{
+    struct run_job *j = (struct run_job *)job;
+    struct bough_run *run = j->run;
+    j->rc = bough_store_commit(job->engine->store, &run->image, run->ending.changed ? run->layer : 0,
+                               run->parent_layer, run->ending.bytes, run->ending.files, &j->err);
+}
+
+static void committed(struct bough_job *job)
+{
+    struct run_job *j = (struct run_job *)job;
+    struct bough_run *run = j->run;
+    if (j->rc < 0) {
+        if (run->ending.changed)
+            bough_engine_drop_staged(job->engine, run->layer);
+        fail(run, &j->err);
+    } else {
+        run->has_image = true;
+        step(run, BOUGH_RUN_DONE);
+        if (run->ending.changed)
+            bough_engine_compact(job->engine, run->image.layer);
+    }
+    free_job(j);
+}
+
+static void fill_result(struct bough_run *run)
+{
+    const struct bough_ending *e = &run->ending;
+    struct bough_result *r = &run->image.result;
+    int status = (int)e->status;
+    r->present = true;
+    r->signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+    r->exit_code = r->signal ? 128 + r->signal : WEXITSTATUS(status);
+    r->timed_out = e->timed_out;
+    if (r->timed_out) {
+        r->signal = SIGKILL;
+        r->exit_code = 128 + SIGKILL;
+    }
+    r->oom = e->oom;
+    r->elapsed_time = (double)e->elapsed_ns / 1e9;
+    r->user_time = (double)e->user_us / 1e6;
+    r->system_time = (double)e->system_us / 1e6;
+    r->max_rss = e->max_rss;
+    r->stdout_dropped = run->out[0].dropped;
+    r->stderr_dropped = run->out[1].dropped;
+    if (run->out[0].sink == BOUGH_SINK_CAPTURE) {
+        r->has_stdout = true;
+        r->stdout_data = run->out[0].data;
+        r->stdout_size = run->out[0].size;
+        run->out[0].data = NULL;
+    }
+    if (run->out[1].sink == BOUGH_SINK_CAPTURE && !run->joined) {
+        r->has_stderr = true;
+        r->stderr_data = run->out[1].data;
+        r->stderr_size = run->out[1].size;
+        run->out[1].data = NULL;
+    }
+}
+
+/* All output is in; an image is made of what the sandbox left. */
+static void conclude(struct bough_run *run)
+{
+    struct bough_engine *engine = run->engine;
+    for (int i = 0; i < 2; i++)
+        if (run->out[i].err.msg[0] || bough_out_settle(&run->out[i], true) < 0) {
+            struct bough_err err = run->out[i].err;
+            if (run->ending.changed)
+                bough_engine_drop_staged(engine, run->layer);
+            fail(run, &err);
+            return;
+        }
+    fill_result(run);
+    bough_in_close(&run->in);
+    if (run->disposable || run->closed) {
+        if (run->ending.changed)
+            bough_engine_drop_staged(engine, run->layer);
+        step(run, BOUGH_RUN_DONE);
+        return;
+    }
+    struct bough_image *image = &run->image;
+    bough_uuid_make(image->uuid);
+    memcpy(image->parent, run->parent, sizeof image->parent);
+    image->tag = run->tag;
+    image->command = run->command;
+    run->tag = run->command = NULL;
+    strcpy(image->origin, "run");
+    image->layer = run->ending.changed ? run->layer : run->parent_layer;
+    image->size = run->ending.bytes;
+    struct run_job *j = new_job(run);
+    if (!j)
+        return;
+    step(run, BOUGH_RUN_COMMITTING);
+    bough_job_start(engine, &j->job, commit, committed);
+}
+
+/* Every writer is gone by now, so the pipes end; only a consumer who is slow can leave something in them,
+ * and then its stream's poll goes on. */
+static void on_exited(struct bough_run *run)
+{
+    for (int i = 0; i < 2; i++)
+        while (!run->out[i].eof && run->out[i].sink != BOUGH_SINK_TAKE)
+            bough_out_drain(&run->out[i]);
+    conclude(run);
+}
+
+static bool on_message(void *arg, struct bough_message *msg, const struct bough_err *err)
+{
+    struct bough_run *run = arg;
+    bool more = false;
+    if (!msg) {
+        run->id = 0;
+        fail(run, err);
+    } else if (msg->type == BOUGH_MSG_STARTED) {
+        run->pid = bough_get_i64(&msg->body);
+        step(run, BOUGH_RUN_RUNNING);
+        return true;
+    } else if (msg->type == BOUGH_MSG_EXITED) {
+        struct bough_err bad;
+        run->id = 0;
+        if (bough_ending_get(&msg->body, &run->ending, &bad) < 0)
+            fail(run, &bad);
+        else
+            on_exited(run);
+    } else {
+        more = true;
+    }
+    if (!more)
+        bough_run_unref(run);
+    return more;
+}
+
+/* --- the start ------------------------------------------------------------------------------------ */
+
+static int open_streams(struct bough_run *run, int fds[3], struct bough_err *err)
+{
+    struct bough_loop *loop = run->engine->loop;
+    if (bough_in_open(&run->in, loop, &run->changed, &fds[0], err) < 0 ||
+        bough_out_open(&run->out[0], loop, &run->changed, &fds[1], err) < 0)
+        return -1;
+    if (run->joined) {
+        run->out[1].sink = BOUGH_SINK_DISCARD;
+        run->out[1].eof = true;
+        fds[2] = fds[1];
+        return 0;
+    }
+    return bough_out_open(&run->out[1], loop, &run->changed, &fds[2], err);
+}
+
+static void hand_over(struct bough_run *run, int64_t *stack, int64_t count)
+{
+    struct bough_engine *engine = run->engine;
+    struct bough_err err;
+    struct bough_plan plan = {
+        .layer = run->layer,
+        .stack = stack,
+        .stack_count = count,
+        .argv = run->argv,
+        .env = run->env,
+        .cwd = run->cwd,
+        .user = run->user,
+        .hostname = run->hostname,
+        .resolv = run->resolv,
+        .limits = run->limits,
+        .network = run->network,
+        .timeout_ms = run->timeout_ms,
+        .keep = !run->disposable,
+    };
+    struct bough_wbuf body = {0};
+    int fds[3] = {-1, -1, -1};
+    bough_plan_put(&body, &plan);
+    int rc = open_streams(run, fds, &err);
+    if (rc == 0) {
+        run->refs++; /* until the keeper's last word */
+        run->id = bough_client_ask(engine->client, BOUGH_MSG_RUN, &body, fds, 3, on_message, run, &err);
+        if (run->id < 0) {
+            run->id = 0;
+            bough_run_unref(run);
+            rc = -1;
+        }
+    }
+    bough_wbuf_free(&body);
+    bough_fd_close(&fds[0]);
+    if (fds[2] != fds[1])
+        bough_fd_close(&fds[2]);
+    bough_fd_close(&fds[1]);
+    if (rc < 0) {
+        fail(run, &err);
+        return;
+    }
+    bough_engine_kick(engine);
+    step(run, BOUGH_RUN_STARTING);
+}
+
+static void prepare(struct bough_job *job)
+{
+    struct run_job *j = (struct run_job *)job;
+    struct bough_store *store = job->engine->store;
+    struct bough_image image = {0};
+    j->rc = -1;
+    int found = bough_store_get(store, j->run->parent, &image, &j->err);
+    if (found == 0)
+        bough_err_set(&j->err, BOUGH_ERR_not_found, "image %s: it is not in the store (any more)", j->run->parent);
+    if (found == 1) {
+        j->parent_layer = image.layer;
+        j->stack_count = bough_store_stack(store, image.layer, &j->stack, &j->err);
+        j->layer = j->stack_count < 0 ? -1 : bough_store_layer_ids(store, 1, &j->err);
+        j->rc = j->layer < 0 ? -1 : 0;
+    }
+    bough_image_clear(&image);
+}
+
+static void prepared(struct bough_job *job)
+{
+    struct run_job *j = (struct run_job *)job;
+    struct bough_run *run = j->run;
+    struct bough_err err;
+    if (j->rc < 0) {
+        fail(run, &j->err);
+    } else if (run->closed || job->engine->closed) {
+        bough_err_set(&err, run->closed ? BOUGH_ERR_cancelled : BOUGH_ERR_closed,
+                      run->closed ? "the run was closed before it started" : "the engine was closed");
+        fail(run, &err);
+    } else {
+        run->layer = j->layer;
+        run->parent_layer = j->parent_layer;
+        hand_over(run, j->stack, j->stack_count);
+    }
+    free_job(j);
+}
+
+void bough_run_start(struct bough_run *run)
+{
+    struct run_job *j = new_job(run);
+    if (j)
+        bough_job_start(run->engine, &j->job, prepare, prepared);
+}
+
+void bough_run_close(struct bough_run *run)
+{
+    if (run->closed || bough_run_is_over(run))
+        return;
+    run->closed = true;
+    if (run->id > 0) {
+        bough_client_tell(run->engine->client, BOUGH_MSG_KILL, run->id, NULL);
+        bough_engine_kick(run->engine);
+        /* Nobody empties these any more: let them run dry. */
+        for (int i = 0; i < 2; i++)
+            if (run->out[i].sink == BOUGH_SINK_TAKE) {
+                run->out[i].sink = BOUGH_SINK_DISCARD;
+                bough_out_taken(&run->out[i]);
+            }
+    }
+}

@@ -1,0 +1,56 @@
+/* run.h - one run of a command in a sandbox, from spec to image.
+ *
+ * Knows libuv, knows no Lua. It goes through these states by callbacks alone, whether anybody waits or not:
+ *
+ *   PREPARING (image and stack looked up) -> STARTING (the keeper has it) -> RUNNING -> COMMITTING -> DONE
+ *
+ * FAILED may come from any of them. `changed` fires on every step, and when a function's
+ * stream has data for it. */
+#ifndef BOUGH_RUN_H
+#define BOUGH_RUN_H
+
+#include "engine.h"
+#include "stream.h"
+
+enum bough_run_state {
+    BOUGH_RUN_PREPARING,
+    BOUGH_RUN_STARTING,
+    BOUGH_RUN_RUNNING,
+    BOUGH_RUN_COMMITTING,
+    BOUGH_RUN_DONE,
+    BOUGH_RUN_FAILED,
+};
+
+struct bough_run {
+    int refs;
+    struct bough_engine *engine;
+    struct bough_cond changed;
+    enum bough_run_state state;
+    struct bough_err err;
+    bool closed;      /* nobody wants its image: kill, keep nothing */
+    bool disposable, has_image;
+    char parent[BOUGH_UUID_SIZE];
+    char *tag, *command;
+    /* the plan's parts, owned */
+    char **argv, **env;
+    char *cwd, *user, *hostname, *resolv;
+    struct bough_limits limits;
+    enum bough_network network;
+    int64_t timeout_ms;
+    int64_t parent_layer, layer;
+    int64_t id;       /* at the keeper; 0 before */
+    int64_t pid;
+    struct bough_in in;
+    struct bough_out out[2]; /* stdout, stderr; the second may be joined to the first */
+    bool joined;
+    struct bough_ending ending;
+    struct bough_image image;
+};
+
+struct bough_run *bough_run_new(struct bough_engine *engine); /* streams closed, everything empty */
+void bough_run_unref(struct bough_run *run);
+void bough_run_start(struct bough_run *run);
+void bough_run_close(struct bough_run *run); /* kills; idempotent, never waits */
+bool bough_run_is_over(const struct bough_run *run);
+
+#endif

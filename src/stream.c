@@ -1,0 +1,363 @@
+#define _GNU_SOURCE
+#include "stream.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "sys.h"
+
+static void free_handle(uv_handle_t *handle)
+{
+    free(handle);
+}
+
+static void close_poll(uv_poll_t **poll)
+{
+    if (*poll) {
+        uv_poll_stop(*poll);
+        uv_close((uv_handle_t *)*poll, free_handle);
+        *poll = NULL;
+    }
+}
+
+static int open_poll(uv_poll_t **poll, struct bough_loop *loop, int fd, void *data, struct bough_err *err)
+{
+    *poll = calloc(1, sizeof **poll);
+    int rc = *poll ? uv_poll_init(bough_loop_uv(loop), *poll, fd) : UV_ENOMEM;
+    if (rc < 0) {
+        free(*poll);
+        *poll = NULL;
+        return bough_err_sys(err, -rc, "stream");
+    }
+    (*poll)->data = data;
+    return 0;
+}
+
+/* A pipe whose end `ours` (0 read, 1 write) does not block. Descriptors below 3 stay free: a host
+ * that has closed its stdin must not find a pipe there. */
+static int open_pipe(int ends[2], int ours, struct bough_err *err)
+{
+    if (pipe2(ends, O_CLOEXEC) < 0)
+        return bough_err_sys(err, errno, "stream");
+    for (int i = 0; i < 2; i++)
+        if (ends[i] < 3) {
+            int moved = fcntl(ends[i], F_DUPFD_CLOEXEC, 3);
+            int sys = errno;
+            close(ends[i]);
+            ends[i] = moved;
+            if (moved < 0) {
+                close(ends[1 - i]);
+                return bough_err_sys(err, sys, "stream");
+            }
+        }
+    fcntl(ends[ours], F_SETFL, O_NONBLOCK);
+    return 0;
+}
+
+/* --- output --------------------------------------------------------------------------------------- */
+
+static bool reserve(struct bough_out *out, size_t more)
+{
+    if (out->size + more <= out->room)
+        return true;
+    size_t room = out->room ? out->room : 1024;
+    while (room < out->size + more)
+        room *= 2;
+    char *grown = realloc(out->data, room);
+    if (!grown)
+        return false;
+    out->data = grown;
+    out->room = room;
+    return true;
+}
+
+static void write_sink(struct bough_out *out, const char *data, size_t size)
+{
+    while (size > 0 && !out->err.msg[0]) {
+        ssize_t n = write(out->sink_fd, data, size);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && errno == EAGAIN) {
+            /* Somebody's non-blocking terminal or pipe: a short wait is all that keeps the bytes whole. */
+            struct pollfd p = {.fd = out->sink_fd, .events = POLLOUT};
+            poll(&p, 1, 1000);
+            continue;
+        }
+        if (n < 0) {
+            bough_err_sys(&out->err, errno, "output%s%s", out->path ? " " : "", out->path ? out->path : "");
+            return;
+        }
+        data += n;
+        size -= (size_t)n;
+    }
+}
+
+static void consume(struct bough_out *out, const char *data, size_t size)
+{
+    switch (out->sink) {
+    case BOUGH_SINK_DISCARD:
+        break;
+    case BOUGH_SINK_FD:
+        write_sink(out, data, size);
+        break;
+    case BOUGH_SINK_CAPTURE: {
+        size_t take = out->limit - out->size < size ? out->limit - out->size : size;
+        if (take && !reserve(out, take))
+            take = 0;
+        if (take)
+            memcpy(out->data + out->size, data, take);
+        out->size += take;
+        out->dropped += (int64_t)(size - take);
+        break;
+    }
+    case BOUGH_SINK_TAKE:
+        if (reserve(out, size)) {
+            memcpy(out->data + out->size, data, size);
+            out->size += size;
+        } else {
+            out->dropped += (int64_t)size;
+        }
+        break;
+    }
+}
+
+static void on_readable(uv_poll_t *poll, int status, int events)
+{
+    (void)status;
+    (void)events;
+    bough_out_drain(poll->data);
+}
+
+void bough_out_drain(struct bough_out *out)
+{
+    char chunk[BOUGH_STREAM_CHUNK];
+    /* One loop turn reads at most a megabyte, so that a torrent does not starve the others. */
+    for (int i = 0; out->fd >= 0 && !out->eof && i < 16; i++) {
+        if (out->sink == BOUGH_SINK_TAKE && out->size >= BOUGH_STREAM_CHUNK) {
+            uv_poll_stop(out->poll);
+            break;
+        }
+        ssize_t n = BOUGH_RETRY(read(out->fd, chunk, sizeof chunk));
+        if (n < 0 && errno == EAGAIN)
+            break;
+        if (n <= 0)
+            out->eof = true;
+        else
+            consume(out, chunk, (size_t)n);
+        if (n > 0 && n < 4096 && out->sink != BOUGH_SINK_TAKE)
+            continue;
+    }
+    if (out->eof) {
+        close_poll(&out->poll);
+        bough_fd_close(&out->fd);
+    }
+    if (out->eof || (out->sink == BOUGH_SINK_TAKE && out->size))
+        bough_cond_fire(out->changed);
+}
+
+int bough_out_open(struct bough_out *out, struct bough_loop *loop, struct bough_cond *changed, int *theirs,
+                   struct bough_err *err)
+{
+    int ends[2];
+    out->changed = changed;
+    if (out->sink == BOUGH_SINK_DISCARD) {
+        out->eof = true;
+        *theirs = open("/dev/null", O_WRONLY | O_CLOEXEC);
+        return *theirs < 0 ? bough_err_sys(err, errno, "/dev/null") : 0;
+    }
+    if (open_pipe(ends, 0, err) < 0)
+        return -1;
+    out->fd = ends[0];
+    *theirs = ends[1];
+    if (open_poll(&out->poll, loop, out->fd, out, err) < 0)
+        return -1;
+    uv_poll_start(out->poll, UV_READABLE, on_readable);
+    return 0;
+}
+
+void bough_out_taken(struct bough_out *out)
+{
+    out->size = 0;
+    if (out->poll)
+        uv_poll_start(out->poll, UV_READABLE, on_readable);
+}
+
+int bough_out_settle(struct bough_out *out, bool keep)
+{
+    if (!out->temp)
+        return 0;
+    if (!keep || out->err.msg[0])
+        unlink(out->temp);
+    else if (rename(out->temp, out->path) < 0)
+        bough_err_sys(&out->err, errno, "output %s", out->path);
+    free(out->temp);
+    out->temp = NULL;
+    return out->err.msg[0] ? -1 : 0;
+}
+
+void bough_out_close(struct bough_out *out)
+{
+    bough_out_settle(out, false);
+    close_poll(&out->poll);
+    bough_fd_close(&out->fd);
+    bough_fd_close(&out->sink_fd);
+    free(out->path);
+    out->path = NULL;
+    free(out->data);
+    out->data = NULL;
+    out->size = out->room = 0;
+    out->eof = true;
+}
+
+/* --- input ---------------------------------------------------------------------------------------- */
+
+/* write(2) to a pipe without readers raises SIGPIPE, whose disposition is the host's: it is held back for
+ * the time of the call, and taken out of the queue when it was ours. */
+static ssize_t write_quietly(int fd, const char *data, size_t size)
+{
+    sigset_t pipe_only, before, pending;
+    sigemptyset(&pipe_only);
+    sigaddset(&pipe_only, SIGPIPE);
+    sigpending(&pending);
+    bool was_pending = sigismember(&pending, SIGPIPE);
+    pthread_sigmask(SIG_BLOCK, &pipe_only, &before);
+    ssize_t n = BOUGH_RETRY(write(fd, data, size));
+    int sys = errno;
+    if (n < 0 && sys == EPIPE && !was_pending) {
+        struct timespec none = {0};
+        while (sigtimedwait(&pipe_only, NULL, &none) < 0 && errno == EINTR)
+            continue;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    errno = sys;
+    return n;
+}
+
+static void finish_input(struct bough_in *in)
+{
+    close_poll(&in->poll);
+    bough_fd_close(&in->fd);
+    bough_fd_close(&in->source_fd);
+    in->ended = true;
+    in->wants = false;
+}
+
+static bool refill(struct bough_in *in)
+{
+    if (in->source == BOUGH_SOURCE_GIVE) {
+        uv_poll_stop(in->poll);
+        in->wants = true;
+        bough_cond_fire(in->changed);
+        return false;
+    }
+    if (!in->data && !(in->data = malloc(BOUGH_STREAM_CHUNK))) {
+        bough_err_sys(&in->err, ENOMEM, "stdin");
+        return false;
+    }
+    ssize_t n = BOUGH_RETRY(read(in->source_fd, in->data, BOUGH_STREAM_CHUNK));
+    if (n < 0)
+        bough_err_sys(&in->err, errno, "stdin");
+    if (n <= 0) {
+        finish_input(in);
+        return false;
+    }
+    in->at = 0;
+    in->size = (size_t)n;
+    return true;
+}
+
+static void on_writable(uv_poll_t *poll, int status, int events)
+{
+    struct bough_in *in = poll->data;
+    (void)status;
+    (void)events;
+    for (int i = 0; i < 16; i++) {
+        if (in->at == in->size && !refill(in))
+            return;
+        ssize_t n = write_quietly(in->fd, in->data + in->at, in->size - in->at);
+        if (n < 0 && errno == EAGAIN)
+            return;
+        if (n < 0) { /* the command does not want it */
+            finish_input(in);
+            bough_cond_fire(in->changed);
+            return;
+        }
+        in->at += (size_t)n;
+    }
+}
+
+/* Data that is there already needs no pump: a file in memory that the command reads by itself. */
+static int data_file(struct bough_in *in, struct bough_err *err)
+{
+    BOUGH_CLEANUP_FD int fd = memfd_create("stdin", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    size_t done = 0;
+    while (fd >= 0 && done < in->size) {
+        ssize_t n = BOUGH_RETRY(write(fd, in->data + done, in->size - done));
+        if (n <= 0)
+            return bough_err_sys(err, errno, "stdin");
+        done += (size_t)n;
+    }
+    if (fd < 0 || lseek(fd, 0, SEEK_SET) < 0)
+        return bough_err_sys(err, errno, "stdin");
+    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL);
+    return bough_steal_fd(&fd);
+}
+
+int bough_in_open(struct bough_in *in, struct bough_loop *loop, struct bough_cond *changed, int *theirs,
+                  struct bough_err *err)
+{
+    int ends[2];
+    in->changed = changed;
+    if (in->source == BOUGH_SOURCE_NONE) {
+        *theirs = open("/dev/null", O_RDONLY | O_CLOEXEC);
+        in->ended = true;
+        return *theirs < 0 ? bough_err_sys(err, errno, "/dev/null") : 0;
+    }
+    if (in->source == BOUGH_SOURCE_DATA) {
+        *theirs = data_file(in, err);
+        in->ended = true;
+        return *theirs < 0 ? -1 : 0;
+    }
+    if (open_pipe(ends, 1, err) < 0)
+        return -1;
+    in->fd = ends[1];
+    *theirs = ends[0];
+    if (open_poll(&in->poll, loop, in->fd, in, err) < 0)
+        return -1;
+    uv_poll_start(in->poll, UV_WRITABLE, on_writable);
+    return 0;
+}
+
+int bough_in_give(struct bough_in *in, const char *data, size_t size)
+{
+    in->wants = false;
+    if (in->ended)
+        return 0;
+    if (size == 0) {
+        finish_input(in);
+        return 0;
+    }
+    char *copy = realloc(in->data, size);
+    if (!copy)
+        return -1;
+    memcpy(copy, data, size);
+    in->data = copy;
+    in->size = size;
+    in->at = 0;
+    uv_poll_start(in->poll, UV_WRITABLE, on_writable);
+    return 0;
+}
+
+void bough_in_close(struct bough_in *in)
+{
+    finish_input(in);
+    free(in->data);
+    in->data = NULL;
+}
