@@ -107,6 +107,7 @@ $(BUILD)/bough/core.so: $(call objects,$(CORE_SRC)) $(BUILD)/core.map
 	@mkdir -p $(@D)
 	$(call say,LINK $@) $(CC) -shared -Wl,--version-script=$(BUILD)/core.map $(ALL_LDFLAGS) -o $@ \
 	  $(filter %.o,$^) $(call libs,libuv sqlite3)
+	@! nm -D --undefined-only $@ | grep ' bough_' # Lua's are the interpreter's; ours must be there
 
 $(BUILD)/bough/bough-keeper: $(call objects,$(KEEPER_SRC))
 	@mkdir -p $(@D)

@@ -77,7 +77,7 @@ local dir = output_of("mktemp -d /tmp/bough-bench.XXXXXX"):match "%S+"
 
 -- Processes -------------------------------------------------------------------
 
-local clock_ticks = tonumber(output_of "getconf CLK_TCK") or 100
+local clock_ticks = tonumber((output_of "getconf CLK_TCK")) or 100
 local own_pid = read_file "/proc/self/stat":match "^%d+"
 
 -- Fields of /proc/PID/stat from the third on, so that fields[1] is the state.
@@ -330,7 +330,7 @@ local function programme()
   local base = box.images:use "busybox"
   local root = make_rootfs()
   say("%s, %d processors, Lua %s", (output_of "uname -sr":gsub("\n", "")),
-    tonumber(output_of "nproc") or 0, _VERSION:match "[%d.]+")
+    tonumber((output_of "nproc")) or 0, _VERSION:match "[%d.]+")
 
   local baseline = { name = 'io.popen("true")', fn = each(popen "true") }
   local ours = { name = 'base:run { "true" }', fn = each(function()

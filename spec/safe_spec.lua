@@ -132,6 +132,19 @@ describe("bough.safe", function()
       assert.match("mine", tostring(problem))
     end)
 
+    it("end at a deadline, which returns it", function()
+      local base = assert(fake.base(box))
+      local turns = 0
+      refused("timeout", safe.deadline(0.02, function()
+        while true do
+          base:run "sleep 60"
+          turns = turns + 1
+        end
+      end))
+      assert.equal(0, turns)
+      assert.equal("x\n", safe.deadline(5, function() return base:run "echo x" end).stdout)
+    end)
+
     it("end when they are cancelled, though every call returns", function()
       local base = assert(fake.base(box))
       local task = safe.spawn(function()

@@ -246,7 +246,7 @@ static void timer_fired(uv_timer_t *handle)
         bough_loop_ready(timer->loop, timer->waiter);
 }
 
-static struct bough_timer *timer_arm(struct bough_loop *loop, int64_t delay_ms)
+static struct bough_timer *timer_arm(struct bough_loop *loop, int64_t due_ns)
 {
     struct bough_timer *timer = loop->spare;
     if (timer) {
@@ -261,9 +261,8 @@ static struct bough_timer *timer_arm(struct bough_loop *loop, int64_t delay_ms)
     timer_link(&loop->armed, timer);
     /* uv's clock is a whole number of milliseconds, rounded down and perhaps stale. */
     uv_update_time(&loop->uv);
-    int64_t now_ms = (bough_now_ns() + 999999) / 1000000;
-    int64_t late_ms = now_ms - (int64_t)uv_now(&loop->uv);
-    delay_ms = (delay_ms > 0 ? delay_ms : 0) + (late_ms > 0 ? late_ms : 0);
+    int64_t delay_ms = due_ns / 1000000 + (due_ns % 1000000 != 0) - (int64_t)uv_now(&loop->uv);
+    delay_ms = delay_ms > 0 ? delay_ms : 0;
     uv_timer_start(&timer->handle, timer_fired, (uint64_t)delay_ms, 0);
     return timer;
 }
@@ -271,7 +270,7 @@ static struct bough_timer *timer_arm(struct bough_loop *loop, int64_t delay_ms)
 struct bough_timer *bough_timer_start(struct bough_loop *loop, int64_t delay_ms,
                                       struct bough_cond *cond)
 {
-    struct bough_timer *timer = timer_arm(loop, delay_ms);
+    struct bough_timer *timer = timer_arm(loop, bough_now_ns() + delay_ms * 1000000);
     if (timer) {
         timer->cond = cond;
         timer->waiter = NULL;
@@ -279,10 +278,10 @@ struct bough_timer *bough_timer_start(struct bough_loop *loop, int64_t delay_ms,
     return timer;
 }
 
-struct bough_timer *bough_timer_wake(struct bough_loop *loop, int64_t delay_ms,
+struct bough_timer *bough_timer_wake(struct bough_loop *loop, int64_t due_ns,
                                      struct bough_waiter *waiter)
 {
-    struct bough_timer *timer = timer_arm(loop, delay_ms);
+    struct bough_timer *timer = timer_arm(loop, due_ns);
     if (timer) {
         timer->cond = NULL;
         timer->waiter = waiter;

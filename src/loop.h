@@ -58,8 +58,9 @@ int bough_loop_timeout(struct bough_loop *loop);
 /* A one-shot timer that fires a condition. Handle memory is the loop's; stop may be called at any time, once. */
 struct bough_timer;
 struct bough_timer *bough_timer_start(struct bough_loop *loop, int64_t delay_ms, struct bough_cond *cond);
-/* One that readies a waiter, wherever it is parked. Stop it before the waiter goes. NULL when out of memory, as above. */
-struct bough_timer *bough_timer_wake(struct bough_loop *loop, int64_t delay_ms, struct bough_waiter *waiter);
+/* One that readies a waiter, wherever it is parked, at an instant of bough_now_ns. Stop it before the waiter goes. */
+struct bough_timer *bough_timer_wake(struct bough_loop *loop, int64_t due_ns, struct bough_waiter *waiter);
+/* NULL is fine. Both starts give NULL when out of memory. */
 void bough_timer_stop(struct bough_timer *timer);
 
 #endif

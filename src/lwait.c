@@ -244,12 +244,16 @@ static int wait_suspend(lua_State *L, struct bough_core *core, struct bough_cond
                         int64_t limit_ns, lua_KContext ctx, lua_KFunction k)
 {
     struct bough_task *task = core->current;
-    if (limit_ns != NEVER) {
-        task->timer = bough_timer_wake(core->loop, ms_until(limit_ns), &task->party.waiter);
-        if (!task->timer)
-            return bough_lerr(L, BOUGH_ERR_resource, NULL, "out of memory for a timer");
+    if (limit_ns != NEVER && limit_ns <= bough_now_ns()) {
+        bough_loop_ready(core->loop, &task->party.waiter);
+    } else {
+        if (limit_ns != NEVER) {
+            task->timer = bough_timer_wake(core->loop, limit_ns, &task->party.waiter);
+            if (!task->timer)
+                return bough_lerr(L, BOUGH_ERR_resource, NULL, "out of memory for a timer");
+        }
+        bough_loop_park(core->loop, &task->party.waiter, cond);
     }
-    bough_loop_park(core->loop, &task->party.waiter, cond);
     task->status = BOUGH_TASK_WAITING;
     task->yielded = true;
     task->k = k;
@@ -317,6 +321,15 @@ static int nothing(lua_State *L)
     return 0;
 }
 
+/* lua.c answers Ctrl-C by setting a hook, which runs, and raises, at the next call. */
+static void call_hook(lua_State *L)
+{
+    if (lua_gethookmask(L) & LUA_MASKCALL) {
+        lua_pushcfunction(L, nothing);
+        lua_call(L, 0, 0);
+    }
+}
+
 /* Waits where there is nobody to yield to. Outside of tasks this drives the loop and runs the
  * tasks; inside of one it leaves them alone. `self` is on the C stack, so nothing may raise while
  * it is parked. Not inlined: see bough_wait_until. */
@@ -325,39 +338,29 @@ static __attribute__((noinline)) void wait_here(lua_State *L, struct bough_core 
 {
     struct bough_loop *loop = core->loop;
     bool private = core->current != NULL;
-    bool interrupted = (lua_gethookmask(L) & LUA_MASKCALL) != 0;
-    bool stuck = false;
+    bool interrupted = false, stuck = false;
     struct bough_party self = {0};
 
-    if (!interrupted) {
-        bough_loop_park(loop, &self.waiter, cond);
-        for (;;) {
-            if (!private)
-                dispatch(L, core, &self);
-            if (self.woken || self.waiter.queued)
-                break;
-            int timeout_ms = ms_until(limit_ns);
-            if (timeout_ms == 0)
-                break;
-            stuck = timeout_ms < 0 && !bough_loop_alive(loop) &&
-                    (private || !bough_loop_has_ready(loop));
-            if (stuck)
-                break;
-            interrupted = private ? !bough_loop_turn(loop, timeout_ms)
-                                  : !bough_loop_poll(loop, timeout_ms);
-            if (interrupted)
-                break;
-        }
-        bough_loop_forget(loop, &self.waiter);
-    }
-    if (interrupted) {
-        /* lua.c answers Ctrl-C by a hook, which runs at the next call. */
-        lua_pushcfunction(L, nothing);
-        lua_call(L, 0, 0);
-        bough_loop_poll(loop, 0);
+    call_hook(L);
+    bough_loop_park(loop, &self.waiter, cond);
+    while (!interrupted) {
         if (!private)
-            dispatch(L, core, NULL);
+            dispatch(L, core, &self);
+        if (self.woken || self.waiter.queued)
+            break;
+        int timeout_ms = ms_until(limit_ns);
+        stuck = timeout_ms < 0 && !bough_loop_alive(loop) &&
+                (private || !bough_loop_has_ready(loop));
+        if (stuck)
+            break;
+        interrupted =
+            private ? !bough_loop_turn(loop, timeout_ms) : !bough_loop_poll(loop, timeout_ms);
+        if (timeout_ms == 0)
+            break;
     }
+    bough_loop_forget(loop, &self.waiter);
+    if (interrupted)
+        call_hook(L);
     if (stuck)
         bough_lerr(L, BOUGH_ERR_state, NULL,
                    private ? "this wait can never end: no other task runs while a function that "

@@ -243,8 +243,7 @@ function methods:use(ref, opts)
   local kind, trouble = path_kind(ref)
   local importable = ref == "busybox" or kind or trouble == "denied"
   if strict or check.is_uuid(ref) or not importable then missing(handle, ref, "use") end
-  context.importing:acquire()
-  local _ <close> = setmetatable({}, { __close = function() context.importing:release() end })
+  local _ <close> = context.importing:acquire()
   row = handle:resolve(tag or ref)
   if row then return image.new(context, row) end
   return self:import(ref, { tag = tag or (ref == "busybox" and ref or nil) })

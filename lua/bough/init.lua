@@ -25,6 +25,7 @@ M.deadline = core.deadline
 M.on_error = core.on_error
 M.all = task.all
 M.race = task.race
+M.completed = task.completed
 M.scope = task.scope
 
 -- errors

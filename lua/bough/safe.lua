@@ -2,7 +2,8 @@
 --
 -- Every object comes wrapped: its methods return nil and the error, and what they return is wrapped in
 -- turn, alone, in arrays and from iterators. Three things still raise, for want of a second channel or of
--- a use: iterators (as io.lines does), assignments, and the cancellation of the task that is running.
+-- a use: iterators (as io.lines does), assignments, and what unwinds the code that is running: the
+-- cancellation of its task, a deadline around it (which `deadline` then returns).
 -- A field that has no value yet (stdout before the end) reads as nil.
 
 local core = require "bough.core"
@@ -42,17 +43,20 @@ local function unwrap_all(...)
   return table.unpack(values, 1, values.n)
 end
 
--- Whether `problem` ends the running task: that must go on up, or a loop that only looks at
--- return values would never end.
-local function is_own_cancellation(problem)
-  local task = errors.is(problem, "cancelled") and core.current() or nil
-  return task ~= nil and (task.cancelling or task.status == "cancelled") and true or false
+-- Whether `problem` is raised once, to unwind what is running: a cancellation of this task, a deadline
+-- around it. That must go on up: code that only looks at return values might never end.
+local function unwinds(problem)
+  if errors.is(problem, "cancelled") then
+    local task = core.current()
+    return task ~= nil and task.cancelling == true
+  end
+  return errors.is(problem, "timeout") and problem.op == "deadline"
 end
 
 local function outcome(good, ...)
   if good then return wrap_all(...) end
   local problem = ...
-  if is_own_cancellation(problem) then error(problem, 0) end
+  if unwinds(problem) then error(problem, 0) end
   return nil, problem
 end
 
@@ -89,7 +93,7 @@ local meta = { __name = "bough.safe" }
 function meta:__index(name)
   local good, value = pcall(get, originals[self], name)
   if not good then
-    if is_own_cancellation(value) then error(value, 0) end
+    if unwinds(value) then error(value, 0) end
     return nil
   end
   if type(value) == "function" then return guard(value) end
@@ -154,6 +158,15 @@ end
 local M = {}
 for name, value in pairs(bough) do
   M[name] = type(value) == "function" and guard(value) or value
+end
+
+-- Where a deadline that has passed comes out.
+function M.deadline(...)
+  local function returned(good, ...)
+    if good or not errors.is(..., "timeout") then return outcome(good, ...) end
+    return nil, (...)
+  end
+  return returned(pcall(bough.deadline, unwrap_all(...)))
 end
 
 return M

@@ -136,7 +136,8 @@ static void report_read(int fd)
         report[len - 1] = '\0';
 }
 
-static bool run_into(const void *data, size_t len, bool piped, const char *const *options)
+/* Starts the program on `in`, which is closed; `*from` gives its report. */
+static pid_t program_start(int in, int *from, const char *const *options)
 {
     const char *argv[16] = { program, "--in-fd", "10", "--out-fd", "11", "--report-fd", "12" };
     int argc = 7, ends[2];
@@ -144,7 +145,7 @@ static bool run_into(const void *data, size_t len, bool piped, const char *const
         argv[argc++] = "--squash";
     for (; options && *options; options++)
         argv[argc++] = *options;
-    int in = input_open(data, len, piped), dir = open(out, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int dir = open(out, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (dir < 0 || pipe2(ends, O_CLOEXEC) < 0)
         abort();
     pid_t pid = fork();
@@ -158,8 +159,16 @@ static bool run_into(const void *data, size_t len, bool piped, const char *const
     close(in);
     close(dir);
     close(ends[1]);
-    report_read(ends[0]);
-    close(ends[0]);
+    *from = ends[0];
+    return pid;
+}
+
+static bool run_into(const void *data, size_t len, bool piped, const char *const *options)
+{
+    int from;
+    pid_t pid = program_start(input_open(data, len, piped), &from, options);
+    report_read(from);
+    close(from);
     waitpid(pid, &status, 0);
     while (piped && waitpid(-1, NULL, 0) > 0)
         ;

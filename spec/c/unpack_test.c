@@ -561,6 +561,67 @@ static void progress(void)
     tar_free(&t);
 }
 
+/* ---- the jail, seen from outside while the program waits for more of its archive ---- */
+
+static bool proc_says(pid_t pid, const char *line)
+{
+    char path[64], text[4096] = "";
+    snprintf(path, sizeof path, "/proc/%d/status", (int)pid);
+    int fd = open(path, O_RDONLY);
+    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (fd >= 0)
+        close(fd);
+    return n > 0 && strstr(text, line);
+}
+
+static int open_files(pid_t pid)
+{
+    char path[64];
+    int found = 0;
+    for (int fd = 0; fd < 64; fd++) {
+        struct stat st;
+        snprintf(path, sizeof path, "/proc/%d/fd/%d", (int)pid, fd);
+        found += lstat(path, &st) == 0;
+    }
+    return found;
+}
+
+static void jail(void)
+{
+    enum { HALF = 3 * 512 * 1024 };
+    struct tar t = { 0 };
+    int ends[2], from;
+    char *zeros = calloc(1, HALF), path[64], root[128] = "", line[64] = "";
+    if (getuid() != 0 || !zeros || pipe2(ends, O_CLOEXEC) < 0) {
+        free(zeros);
+        return;
+    }
+    tar_header(&t, &(struct tar_entry){ .name = "f", .size = 2 * HALF });
+    tar_put(&t, zeros, HALF);
+    out_renew();
+    pid_t pid = program_start(ends[0], &from, (const char *const[]){ "--progress", NULL });
+    bool fed = write(ends[1], t.data, t.len) == (ssize_t)t.len && read(from, line, 63) > 0;
+    snprintf(path, sizeof path, "/proc/%d/root", (int)pid);
+    check(fed && proc_says(pid, "NoNewPrivs:\t1\n") && proc_says(pid, "Seccomp:\t2\n"),
+          "runs under a filter and no_new_privs");
+    /* CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETFCAP */
+    check(proc_says(pid, who == USER ? "CapPrm:\t0000000000000000\n"
+                                     : "CapPrm:\t000000008000001b\n"),
+          "holds no capability but those that files need");
+    check(readlink(path, root, sizeof root - 1) > 0 &&
+              !strcmp(root, who == USER ? "/" : out),
+          "has the output directory as its root");
+    /* 0, 1, 2, archive, directory, report, the file in the making */
+    check(open_files(pid) == 7, "keeps no other descriptor");
+    close(ends[1]);
+    report_read(from);
+    close(from);
+    waitpid(pid, &status, 0);
+    check(refused("corrupt", "Truncated"), "and notices that the rest does not come");
+    tar_free(&t);
+    free(zeros);
+}
+
 static void everything(void)
 {
     names_refused();
@@ -578,6 +639,7 @@ static void everything(void)
     limits();
     round_trip();
     progress();
+    jail();
 }
 
 int main(int argc, char **argv)

@@ -425,7 +425,7 @@ static void gc_finish(struct gc_state *gc)
 }
 
 /* Without mutex and commit.lock: ids never come back, so nobody can want what is moved, and what a
- * sweep takes for an orphan first is in its trash instead. What cannot be moved, a sweep will find. */
+ * sweep takes for an orphan first is in its trash instead. A sweep finds what cannot be moved. */
 static void gc_move(struct gc_state *gc, struct bough_gc *out)
 {
     for (size_t i = 0; i < gc->trash.count; i++)

@@ -168,9 +168,11 @@ static int filter_fail(struct decoder *d, struct archive *a)
     if (d->failed || d->unwanted)
         return -1;
     const char *why = archive_error_string(a);
-    enum bough_err_kind kind =
-        archive_errno(a) == ENOMEM ? BOUGH_ERR_resource : BOUGH_ERR_corrupt;
-    return bough_err_set(d->err, kind, "corrupt or truncated data: %s", why ? why : "no reason");
+    /* a window larger than zstd wants to allocate has no errno of its own */
+    bool memory = archive_errno(a) == ENOMEM || (why && strstr(why, "too much memory"));
+    enum bough_err_kind kind = memory ? BOUGH_ERR_resource : BOUGH_ERR_corrupt;
+    return bough_err_set(d->err, kind, "%s data: %s",
+                         memory ? "cannot decompress the" : "corrupt or truncated", why ? why : "no reason");
 }
 
 static int filter_copy(struct decoder *d, struct archive *a)

@@ -88,6 +88,12 @@ static int reader_fail(struct extraction *x)
     }
     if (archive_errno(x->reader) == ENOMEM)
         return bough_err_set(x->err, BOUGH_ERR_resource, "out of memory");
+    /* some decompressors hand out a block before they have looked at its checksum */
+    if (bough_source_finish(x->source, &x->source_err) < 0) {
+        x->source_failed = true;
+        *x->err = x->source_err;
+        return -1;
+    }
     return bough_err_set(x->err, BOUGH_ERR_corrupt, "%s", why ? why : "damaged");
 }
 

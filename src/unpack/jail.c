@@ -19,6 +19,12 @@
 /* The sanitizers map terabytes, read /proc and write to stderr. */
 #if defined(__SANITIZE_ADDRESS__)
 #define JAIL_SANITIZED 1
+/* The leak checker forks and traces its parent, which the jail is there to prevent. */
+const char *__asan_default_options(void);
+const char *__asan_default_options(void)
+{
+    return "detect_leaks=0";
+}
 #else
 #define JAIL_SANITIZED 0
 #endif
@@ -155,7 +161,8 @@ static const int common_calls[] = {
     SCMP_SYS(exit_group), SCMP_SYS(futex), SCMP_SYS(getrandom), SCMP_SYS(gettimeofday),
     SCMP_SYS(madvise), SCMP_SYS(mremap), SCMP_SYS(munmap), SCMP_SYS(poll), SCMP_SYS(ppoll),
     SCMP_SYS(read), SCMP_SYS(restart_syscall), SCMP_SYS(rt_sigprocmask),
-    SCMP_SYS(rt_sigreturn), SCMP_SYS(sched_yield), SCMP_SYS(sysinfo), SCMP_SYS(write),
+    SCMP_SYS(rt_sigreturn), SCMP_SYS(sched_yield), SCMP_SYS(sigaltstack), SCMP_SYS(sysinfo),
+    SCMP_SYS(write),
 };
 
 static const int writer_calls[] = {
