@@ -57,6 +57,8 @@ LUAMOD_API int luaopen_bough_core(lua_State *L)
     bough_core_open(L);
     bough_open_wait(L);
     bough_open_task(L);
+    bough_open_watch(L);
+    bough_open_queue(L);
     open_constants(L);
     bough_open_session(L);
     bough_open_local(L);

@@ -11,7 +11,9 @@ int luaopen_bough_core(lua_State *L);
 
 void bough_open_error(lua_State *L);   /* error, is_error, kinds */
 void bough_open_wait(lua_State *L);    /* sleep, deadline, step, fd, timeout */
-void bough_open_task(lua_State *L);    /* spawn, run, current, on_error, queue, watch */
+void bough_open_task(lua_State *L);    /* spawn, run, current, on_error */
+void bough_open_watch(lua_State *L);   /* watch */
+void bough_open_queue(lua_State *L);   /* queue */
 void bough_open_session(lua_State *L); /* session */
 void bough_open_local(lua_State *L);   /* open_local */
 

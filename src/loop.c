@@ -9,9 +9,9 @@ struct bough_loop {
     uv_loop_t uv;
     struct bough_waiter *ready; /* circular, the first one */
     size_t ready_count;
-    uint64_t wakes;             /* how often somebody got ready, ever */
-    struct bough_timer *armed;  /* handed out */
-    struct bough_timer *spare;  /* given back: a wait costs neither malloc nor uv_close */
+    uint64_t wakes;            /* how often somebody got ready, ever */
+    struct bough_timer *armed; /* handed out */
+    struct bough_timer *spare; /* given back: a wait costs neither malloc nor uv_close */
 };
 
 struct bough_timer {

@@ -52,7 +52,8 @@ static void read_argv(lua_State *L, int spec, struct bough_run *run)
     lua_pop(L, 1);
 }
 
-/* PATH is given unless the caller sets or removes it; `false` removes a name. */
+/* PATH is given unless the caller sets or removes it; `false` removes a name. It goes along bare, so
+ * that init, which knows the image's HOME, does not put that in its place. */
 static void read_env(lua_State *L, int spec, struct bough_run *run)
 {
     lua_Unsigned count = 2, n = 0;
@@ -71,8 +72,10 @@ static void read_env(lua_State *L, int spec, struct bough_run *run)
                 bough_lerr(L, BOUGH_ERR_invalid, op, "names in env are strings");
             const char *name = lua_tostring(L, -2);
             has_path = has_path || strcmp(name, "PATH") == 0;
-            if (!lua_toboolean(L, -1))
+            if (!lua_toboolean(L, -1)) {
+                run->env[n++] = copy_text(L, name);
                 continue;
+            }
             lua_pushfstring(L, "%s=%s", name, luaL_tolstring(L, -1, NULL));
             run->env[n++] = copy_text(L, lua_tostring(L, -1));
             lua_pop(L, 2);

@@ -1,4 +1,4 @@
-/* ltask.c - tasks; watches, which tell which of several tasks has finished; the fair lock. */
+/* ltask.c - the task userdata: spawn, wait, cancel, and the report of what nobody waited for. */
 #define _GNU_SOURCE
 #include "ltask.h"
 
@@ -11,48 +11,13 @@
 #include "sys.h"
 
 #define TASK_NAME "bough.task"
-#define WATCH_NAME "bough.watch"
-#define QUEUE_NAME "bough.queue"
-#define TURN_NAME "bough.turn"
 
 static const char in_flight_key = 0; /* registry: light pointer of a task -> its userdata */
 static const char on_error_key = 0;  /* registry: the function for errors nobody waited for */
 
-/* One task that one watch looks at. In the task's list until it finishes, then in the watch's. */
-struct bough_node {
-    struct bough_task *task; /* NULL: the state closes and the task went first */
-    struct bough_watch *watch;
-    struct bough_node *task_next;
-    struct bough_node *next, *prev; /* in the watch: `pending` or `finished` */
-};
-
-/* User value 1: light pointer of a task -> its userdata, for all nodes. */
-struct bough_watch {
-    struct bough_core *core;
-    struct bough_node *pending, *finished, *finished_last;
-    bool checked; /* for cycles, since the last add */
-    struct bough_cond changed;
-};
-
-/* Somebody in line for a queue; a userdata on its stack. */
-struct bough_turn {
-    struct bough_queue *queue; /* NULL when no longer in line */
-    struct bough_turn *next, *prev;
-    bool granted;
-    struct bough_cond called;
-};
-
-struct bough_queue {
-    struct bough_core *core;
-    struct bough_turn *first, *last;
-    size_t length;
-    bool held;
-    uint64_t holder; /* id of the task, 0 outside of tasks */
-};
-
 /* --- the life of a task ----------------------------------------------------------------- */
 
-static struct bough_task *task_check(lua_State *L, int arg, const char *op)
+struct bough_task *bough_task_check(lua_State *L, int arg, const char *op)
 {
     struct bough_task *task = luaL_testudata(L, arg, TASK_NAME);
     if (!task)
@@ -60,7 +25,7 @@ static struct bough_task *task_check(lua_State *L, int arg, const char *op)
     return task;
 }
 
-static bool task_finished(const struct bough_task *task)
+bool bough_task_finished(const struct bough_task *task)
 {
     return task->status >= BOUGH_TASK_DONE;
 }
@@ -130,8 +95,6 @@ static int task_main(lua_State *L)
     return task_main_k(L, status, (lua_KContext)task);
 }
 
-static void watch_notice(struct bough_node *node);
-
 /* Everything but the status and the value; the userdata is on top of L, and popped. */
 static void task_end(lua_State *L, struct bough_task *task, enum bough_task_status status)
 {
@@ -149,7 +112,7 @@ static void task_end(lua_State *L, struct bough_task *task, enum bough_task_stat
     while (task->nodes) {
         struct bough_node *node = task->nodes;
         task->nodes = node->task_next;
-        watch_notice(node);
+        bough_watch_notice(node);
     }
     bough_cond_fire(&task->done);
     core->in_flight--;
@@ -199,8 +162,9 @@ static int task_blame(lua_State *L)
 {
     struct bough_task *task = lua_touserdata(L, 1);
     struct bough_err err;
-    bough_err_set(&err, BOUGH_ERR_state,
-                  "a task yielded values to nobody: coroutine.yield was meant for another scheduler");
+    bough_err_set(
+        &err, BOUGH_ERR_state,
+        "a task yielded values to nobody: coroutine.yield was meant for another scheduler");
     bough_task_push(L, task);
     bough_lerr_push(L, &err, NULL);
     if (task->thread) {
@@ -229,7 +193,7 @@ void bough_task_lose(lua_State *L, struct bough_task *task, bool strayed)
     task_end(L, task, strayed ? BOUGH_TASK_FAILED : BOUGH_TASK_CANCELLED);
 }
 
-static void check_function(lua_State *L, int arg, const char *op)
+void bough_check_function(lua_State *L, int arg, const char *op)
 {
     if (lua_type(L, arg) == LUA_TFUNCTION)
         return;
@@ -242,7 +206,7 @@ static void check_function(lua_State *L, int arg, const char *op)
 static struct bough_task *task_new(lua_State *L, const char *op)
 {
     struct bough_core *core = bough_core(L);
-    check_function(L, 1, op);
+    bough_check_function(L, 1, op);
     int count = lua_gettop(L);
     luaL_checkstack(L, 8, op);
 
@@ -283,9 +247,8 @@ static int task_spawn(lua_State *L)
 
 /* --- waiting for tasks ------------------------------------------------------------------- */
 
-/* Whether `from` waits, through others, for `goal`. Of a watch, all tasks are waited for. */
-static bool task_reaches(struct bough_core *core, struct bough_task *from,
-                         const struct bough_task *goal)
+bool bough_task_reaches(struct bough_core *core, struct bough_task *from,
+                        const struct bough_task *goal)
 {
     while (from) {
         if (from == goal)
@@ -295,7 +258,7 @@ static bool task_reaches(struct bough_core *core, struct bough_task *from,
         from->visit = core->visit;
         if (from->awaits_watch) {
             for (struct bough_node *n = from->awaits_watch->pending; n; n = n->next)
-                if (task_reaches(core, n->task, goal))
+                if (bough_task_reaches(core, n->task, goal))
                     return true;
             return false;
         }
@@ -304,7 +267,7 @@ static bool task_reaches(struct bough_core *core, struct bough_task *from,
     return false;
 }
 
-static void refuse_private(lua_State *L, const char *op)
+void bough_task_refuse(lua_State *L, const char *op)
 {
     if (bough_wait_is_private(L))
         bough_lerr(L, BOUGH_ERR_state, op,
@@ -315,7 +278,9 @@ static void refuse_private(lua_State *L, const char *op)
 static int task_results(lua_State *L, struct bough_task *task)
 {
     if (task->status == BOUGH_TASK_CANCELLED && task->count == 0)
-        return bough_lerr(L, BOUGH_ERR_cancelled, "task", task->started ? "it was cancelled" : "it was cancelled before it started");
+        return bough_lerr(L, BOUGH_ERR_cancelled, "task",
+                          task->started ? "it was cancelled"
+                                        : "it was cancelled before it started");
     if (task->raised) {
         task->observed = true;
         lua_getiuservalue(L, 1, BOUGH_TASK_VALUE);
@@ -337,15 +302,15 @@ static int task_wait_k(lua_State *L, int status, lua_KContext ctx)
 {
     (void)status;
     struct bough_task *task = lua_touserdata(L, 1);
-    if (task_finished(task))
+    if (bough_task_finished(task))
         return task_results(L, task);
     struct bough_core *core = bough_core(L);
     if (core->current) {
         if (task == core->current)
             return bough_lerr(L, BOUGH_ERR_state, "task", "a task cannot wait for itself");
-        refuse_private(L, "task");
+        bough_task_refuse(L, "task");
         core->visit++;
-        if (task_reaches(core, task, core->current))
+        if (bough_task_reaches(core, task, core->current))
             return bough_lerr(L, BOUGH_ERR_state, "task",
                               "these tasks would wait for each other in a circle");
         core->current->awaits = task;
@@ -355,7 +320,7 @@ static int task_wait_k(lua_State *L, int status, lua_KContext ctx)
 
 static int task_wait(lua_State *L)
 {
-    task_check(L, 1, "task:wait");
+    bough_task_check(L, 1, "task:wait");
     lua_settop(L, 1);
     return task_wait_k(L, LUA_OK, 0);
 }
@@ -364,7 +329,7 @@ static int task_wait(lua_State *L)
 static int task_run(lua_State *L)
 {
     bough_core(L);
-    refuse_private(L, "run");
+    bough_task_refuse(L, "run");
     task_new(L, "run");
     lua_toclose(L, 1);
     return task_wait_k(L, LUA_OK, 0);
@@ -372,7 +337,7 @@ static int task_run(lua_State *L)
 
 static void task_stop(lua_State *L, struct bough_task *task)
 {
-    if (task_finished(task))
+    if (bough_task_finished(task))
         return;
     task->cancelling = true;
     if (!task->started) {
@@ -389,7 +354,7 @@ static void task_stop(lua_State *L, struct bough_task *task)
 
 static int task_cancel(lua_State *L)
 {
-    struct bough_task *task = task_check(L, 1, "task:cancel");
+    struct bough_task *task = bough_task_check(L, 1, "task:cancel");
     task_stop(L, task);
     return 0;
 }
@@ -399,7 +364,7 @@ static int task_join_k(lua_State *L, int status, lua_KContext ctx)
 {
     (void)status;
     struct bough_task *task = lua_touserdata(L, 1);
-    if (task_finished(task) || bough_wait_is_private(L) || task == task->core->current)
+    if (bough_task_finished(task) || bough_wait_is_private(L) || task == task->core->current)
         return 0;
     if (task->core->current)
         task->core->current->awaits = task;
@@ -409,9 +374,9 @@ static int task_join_k(lua_State *L, int status, lua_KContext ctx)
 /* __close */
 static int task_leave(lua_State *L)
 {
-    struct bough_task *task = task_check(L, 1, "task");
+    struct bough_task *task = bough_task_check(L, 1, "task");
     lua_settop(L, 1);
-    if (task_finished(task))
+    if (bough_task_finished(task))
         return 0;
     task_stop(L, task);
     return task_join_k(L, LUA_OK, 0);
@@ -421,7 +386,8 @@ static int task_leave(lua_State *L)
 
 static const char *task_status_name(const struct bough_task *task)
 {
-    static const char *const names[] = {"ready", "waiting", "running", "done", "failed", "cancelled"};
+    static const char *const names[] = {"ready", "waiting", "running",
+                                        "done",  "failed",  "cancelled"};
     if (task->status == BOUGH_TASK_WAITING && task->party.waiter.queued)
         return "ready";
     return names[task->status];
@@ -436,7 +402,7 @@ static int task_index(lua_State *L)
     } else if (strcmp(key, "traceback") == 0) {
         lua_getiuservalue(L, 1, BOUGH_TASK_TRACEBACK);
     } else if (strcmp(key, "cancelling") == 0) {
-        lua_pushboolean(L, task->cancelling && !task_finished(task));
+        lua_pushboolean(L, task->cancelling && !bough_task_finished(task));
     } else if (strcmp(key, "observed") == 0) {
         lua_pushboolean(L, task->observed);
     } else {
@@ -494,7 +460,7 @@ static int task_gc(lua_State *L)
     for (struct bough_node *n = task->nodes; n; n = n->task_next)
         n->task = NULL;
     task->nodes = NULL;
-    if (!task_finished(task)) {
+    if (!bough_task_finished(task)) {
         task->core->in_flight--;
         task->status = BOUGH_TASK_CANCELLED;
         task->count = 0;
@@ -535,302 +501,10 @@ static int task_on_error(lua_State *L)
     return 1;
 }
 
-/* --- watches ------------------------------------------------------------------------------------ */
-
-static struct bough_watch *watch_check(lua_State *L)
-{
-    return luaL_checkudata(L, 1, WATCH_NAME);
-}
-
-static void watch_push(struct bough_watch *watch, struct bough_node *node)
-{
-    node->next = NULL;
-    node->prev = watch->finished_last;
-    if (node->prev)
-        node->prev->next = node;
-    else
-        watch->finished = node;
-    watch->finished_last = node;
-}
-
-static void watch_unpend(struct bough_watch *watch, struct bough_node *node)
-{
-    if (node->prev)
-        node->prev->next = node->next;
-    else
-        watch->pending = node->next;
-    if (node->next)
-        node->next->prev = node->prev;
-}
-
-static void watch_notice(struct bough_node *node)
-{
-    watch_unpend(node->watch, node);
-    watch_push(node->watch, node);
-    bough_cond_fire(&node->watch->changed);
-}
-
-/* watch:add(task) -> the task */
-static int watch_add(lua_State *L)
-{
-    struct bough_watch *watch = watch_check(L);
-    struct bough_task *task = task_check(L, 2, "watch:add");
-    bough_core(L);
-    lua_settop(L, 2);
-    lua_getiuservalue(L, 1, 1);
-    if (lua_rawgetp(L, 3, task) != LUA_TNIL)
-        return bough_lerr(L, BOUGH_ERR_invalid, "watch:add", "%s is in there already",
-                          luaL_tolstring(L, 2, NULL));
-    lua_pushvalue(L, 2);
-    lua_rawsetp(L, 3, task);
-    struct bough_node *node = calloc(1, sizeof *node);
-    if (!node)
-        return bough_lerr(L, BOUGH_ERR_resource, "watch:add", "out of memory");
-    node->task = task;
-    node->watch = watch;
-    if (task_finished(task)) {
-        watch_push(watch, node);
-    } else {
-        node->next = watch->pending;
-        if (node->next)
-            node->next->prev = node;
-        watch->pending = node;
-        node->task_next = task->nodes;
-        task->nodes = node;
-    }
-    watch->checked = false;
-    lua_settop(L, 2);
-    return 1;
-}
-
-/* watch:take() -> a task that has finished, in the order in which they did, or nil. Never waits. */
-static int watch_take(lua_State *L)
-{
-    struct bough_watch *watch = watch_check(L);
-    struct bough_node *node = watch->finished;
-    if (!node) {
-        lua_pushnil(L);
-        return 1;
-    }
-    watch->finished = node->next;
-    if (node->next)
-        node->next->prev = NULL;
-    else
-        watch->finished_last = NULL;
-    struct bough_task *task = node->task;
-    free(node);
-    lua_getiuservalue(L, 1, 1);
-    lua_rawgetp(L, -1, task);
-    lua_pushnil(L);
-    lua_rawsetp(L, -3, task);
-    return 1;
-}
-
-static int watch_next_k(lua_State *L, int status, lua_KContext ctx)
-{
-    (void)status;
-    struct bough_watch *watch = lua_touserdata(L, 1);
-    if (watch->finished || !watch->pending)
-        return watch_take(L);
-    struct bough_core *core = watch->core;
-    if (core->current) {
-        refuse_private(L, "task");
-        if (!watch->checked) {
-            core->visit++;
-            for (struct bough_node *n = watch->pending; n; n = n->next)
-                if (task_reaches(core, n->task, core->current))
-                    return bough_lerr(L, BOUGH_ERR_state, "task",
-                                      "these tasks would wait for each other in a circle");
-            watch->checked = true;
-        }
-        core->current->awaits_watch = watch;
-    }
-    return bough_wait(L, &watch->changed, ctx, watch_next_k);
-}
-
-/* watch:next() -> the next task that has finished, or nil when there are no more. Waits. */
-static int watch_next(lua_State *L)
-{
-    watch_check(L);
-    lua_settop(L, 1);
-    return watch_next_k(L, LUA_OK, 0);
-}
-
-static int watch_gc(lua_State *L)
-{
-    struct bough_watch *watch = lua_touserdata(L, 1);
-    for (struct bough_node *n = watch->pending, *next; n; n = next) {
-        next = n->next;
-        for (struct bough_node **p = n->task ? &n->task->nodes : NULL; p && *p; p = &(*p)->task_next)
-            if (*p == n) {
-                *p = n->task_next;
-                break;
-            }
-        free(n);
-    }
-    for (struct bough_node *n = watch->finished, *next; n; n = next) {
-        next = n->next;
-        free(n);
-    }
-    watch->pending = watch->finished = watch->finished_last = NULL;
-    if (watch->core->loop)
-        bough_cond_destroy(&watch->changed);
-    return 0;
-}
-
-static int watch_new(lua_State *L)
-{
-    struct bough_core *core = bough_core(L);
-    struct bough_watch *watch = lua_newuserdatauv(L, sizeof *watch, 1);
-    memset(watch, 0, sizeof *watch);
-    watch->core = core;
-    bough_cond_init(&watch->changed, core->loop);
-    luaL_setmetatable(L, WATCH_NAME);
-    lua_newtable(L);
-    lua_setiuservalue(L, -2, 1);
-    return 1;
-}
-
-/* --- queues -------------------------------------------------------------------------------------- */
-
-static struct bough_queue *queue_check(lua_State *L)
-{
-    return luaL_checkudata(L, 1, QUEUE_NAME);
-}
-
-static void turn_leave(struct bough_turn *turn)
-{
-    struct bough_queue *queue = turn->queue;
-    if (!queue)
-        return;
-    if (turn->prev)
-        turn->prev->next = turn->next;
-    else
-        queue->first = turn->next;
-    if (turn->next)
-        turn->next->prev = turn->prev;
-    else
-        queue->last = turn->prev;
-    queue->length--;
-    turn->queue = NULL;
-}
-
-/* The lock is handed over while it is held, so that nobody can push in. */
-static void queue_hand_over(struct bough_queue *queue)
-{
-    struct bough_turn *turn = queue->first;
-    queue->held = turn != NULL;
-    queue->holder = UINT64_MAX; /* nobody, until it arrives */
-    if (turn) {
-        turn_leave(turn);
-        turn->granted = true;
-        bough_cond_fire(&turn->called);
-    }
-}
-
-/* __close of a turn: on any way out of acquire. A lock that was granted to somebody who was
- * cancelled before it could notice goes on to the next. User value 1 is the queue. */
-static int turn_close(lua_State *L)
-{
-    struct bough_turn *turn = lua_touserdata(L, 1);
-    bool granted = turn->granted;
-    turn->granted = false;
-    turn_leave(turn);
-    bough_cond_destroy(&turn->called);
-    if (granted && lua_getiuservalue(L, 1, 1) == LUA_TUSERDATA)
-        queue_hand_over(lua_touserdata(L, -1));
-    return 0;
-}
-
-static int turn_gc(lua_State *L)
-{
-    turn_leave(lua_touserdata(L, 1)); /* the state closes: nobody waits any more */
-    return 0;
-}
-
-static void queue_take(struct bough_queue *queue)
-{
-    queue->held = true;
-    queue->holder = queue->core->current ? queue->core->current->id : 0;
-}
-
-static int acquire_k(lua_State *L, int status, lua_KContext ctx)
-{
-    (void)status;
-    struct bough_queue *queue = lua_touserdata(L, 1);
-    struct bough_turn *turn = lua_touserdata(L, 2);
-    if (!turn->granted)
-        return bough_wait(L, &turn->called, ctx, acquire_k);
-    turn->granted = false; /* it has arrived */
-    queue_take(queue);
-    lua_pushvalue(L, 1);
-    return 1;
-}
-
-/* queue:acquire() -> the queue, whose __close releases it. Waits for its turn. */
-static int queue_acquire(lua_State *L)
-{
-    struct bough_queue *queue = queue_check(L);
-    struct bough_core *core = bough_core(L);
-    lua_settop(L, 1);
-    if (!queue->held) {
-        queue_take(queue);
-        return 1;
-    }
-    if (queue->holder == (core->current ? core->current->id : 0))
-        return bough_lerr(L, BOUGH_ERR_state, "queue:acquire", "the caller holds it already");
-    refuse_private(L, "queue:acquire");
-    struct bough_turn *turn = lua_newuserdatauv(L, sizeof *turn, 1);
-    memset(turn, 0, sizeof *turn);
-    luaL_setmetatable(L, TURN_NAME);
-    lua_pushvalue(L, 1);
-    lua_setiuservalue(L, 2, 1);
-    lua_toclose(L, 2);
-    bough_cond_init(&turn->called, core->loop);
-    turn->queue = queue;
-    turn->prev = queue->last;
-    if (turn->prev)
-        turn->prev->next = turn;
-    else
-        queue->first = turn;
-    queue->last = turn;
-    queue->length++;
-    return acquire_k(L, LUA_OK, 0);
-}
-
-static int queue_release(lua_State *L)
-{
-    struct bough_queue *queue = queue_check(L);
-    if (!queue->held)
-        return bough_lerr(L, BOUGH_ERR_state, "queue:release", "nobody holds it");
-    queue_hand_over(queue);
-    return 0;
-}
-
-static int queue_tostring(lua_State *L)
-{
-    struct bough_queue *queue = queue_check(L);
-    if (queue->held)
-        lua_pushfstring(L, "queue (held, %I waiting)", (LUAI_UACINT)queue->length);
-    else
-        lua_pushliteral(L, "queue (free)");
-    return 1;
-}
-
-static int queue_new(lua_State *L)
-{
-    struct bough_core *core = bough_core(L);
-    struct bough_queue *queue = lua_newuserdatauv(L, sizeof *queue, 0);
-    memset(queue, 0, sizeof *queue);
-    queue->core = core;
-    luaL_setmetatable(L, QUEUE_NAME);
-    return 1;
-}
-
 /* --- opening --------------------------------------------------------------------------------------- */
 
-static void make_class(lua_State *L, const char *name, const luaL_Reg *meta, const luaL_Reg *methods,
-                       lua_CFunction index)
+void bough_class_make(lua_State *L, const char *name, const luaL_Reg *meta, const luaL_Reg *methods,
+                      lua_CFunction index)
 {
     if (luaL_newmetatable(L, name)) {
         luaL_setfuncs(L, meta, 0);
@@ -850,24 +524,11 @@ void bough_open_task(lua_State *L)
         {"__gc", task_gc}, {"__close", task_leave}, {"__tostring", task_tostring}, {NULL, NULL}};
     static const luaL_Reg task_methods[] = {
         {"wait", task_wait}, {"cancel", task_cancel}, {"close", task_cancel}, {NULL, NULL}};
-    static const luaL_Reg watch_meta[] = {{"__gc", watch_gc}, {NULL, NULL}};
-    static const luaL_Reg watch_methods[] = {
-        {"add", watch_add}, {"take", watch_take}, {"next", watch_next}, {NULL, NULL}};
-    static const luaL_Reg queue_meta[] = {
-        {"__close", queue_release}, {"__tostring", queue_tostring}, {NULL, NULL}};
-    static const luaL_Reg queue_methods[] = {
-        {"acquire", queue_acquire}, {"release", queue_release}, {NULL, NULL}};
-    static const luaL_Reg turn_meta[] = {
-        {"__close", turn_close}, {"__gc", turn_gc}, {NULL, NULL}};
     static const luaL_Reg functions[] = {
-        {"spawn", task_spawn}, {"run", task_run},     {"current", task_current},
-        {"watch", watch_new},  {"queue", queue_new},  {"on_error", task_on_error},
-        {NULL, NULL},
+        {"spawn", task_spawn},       {"run", task_run}, {"current", task_current},
+        {"on_error", task_on_error}, {NULL, NULL},
     };
-    make_class(L, TASK_NAME, task_meta, task_methods, task_index);
-    make_class(L, WATCH_NAME, watch_meta, watch_methods, NULL);
-    make_class(L, QUEUE_NAME, queue_meta, queue_methods, NULL);
-    make_class(L, TURN_NAME, turn_meta, NULL, NULL);
+    bough_class_make(L, TASK_NAME, task_meta, task_methods, task_index);
     if (lua_rawgetp(L, LUA_REGISTRYINDEX, &in_flight_key) == LUA_TNIL) {
         lua_newtable(L);
         lua_rawsetp(L, LUA_REGISTRYINDEX, &in_flight_key);

@@ -117,22 +117,13 @@ int64_t bough_check_until(lua_State *L, int arg, const char *op, bool zero_ok)
     return now_ns + whole_ns + (delay_ns > (double)whole_ns);
 }
 
-static void check_callable(lua_State *L, int arg, const char *op)
-{
-    if (lua_type(L, arg) == LUA_TFUNCTION)
-        return;
-    if (luaL_getmetafield(L, arg, "__call") == LUA_TNIL)
-        bough_lerr(L, BOUGH_ERR_invalid, op, "expected a function, not %s", luaL_typename(L, arg));
-    lua_pop(L, 1);
-}
-
 /* deadline(seconds, fn, ...) -> results of fn */
 static int wait_deadline(lua_State *L)
 {
     struct bough_core *core = bough_core(L);
     int64_t due_ns = bough_check_until(L, 1, "deadline", false);
     double seconds = lua_tonumber(L, 1);
-    check_callable(L, 2, "deadline");
+    bough_check_function(L, 2, "deadline");
 
     struct bough_scope *scope = lua_newuserdatauv(L, sizeof *scope, 1);
     memset(scope, 0, sizeof *scope);
@@ -349,8 +340,8 @@ static __attribute__((noinline)) void wait_here(lua_State *L, struct bough_core 
         if (self.woken || self.waiter.queued)
             break;
         int timeout_ms = ms_until(limit_ns);
-        stuck = timeout_ms < 0 && !bough_loop_alive(loop) &&
-                (private || !bough_loop_has_ready(loop));
+        stuck =
+            timeout_ms < 0 && !bough_loop_alive(loop) && (private || !bough_loop_has_ready(loop));
         if (stuck)
             break;
         interrupted =
@@ -414,9 +405,18 @@ static int wait_step(lua_State *L)
     if (core->current)
         return bough_lerr(L, BOUGH_ERR_state, "step", "a task cannot drive the loop that runs it");
     luaL_checkstack(L, 16, "step");
-    refuse_in_finalizer(L, core);
-    bough_loop_poll(core->loop, until_ns == 0 ? 0 : ms_until(until_ns));
-    dispatch(L, core, NULL);
+    /* With nothing under way there is nothing to wait for. The finaliser check comes late because
+     * it costs more than all the rest of an idle step. */
+    if (until_ns != 0 && bough_loop_alive(core->loop)) {
+        refuse_in_finalizer(L, core);
+        bough_loop_poll(core->loop, ms_until(until_ns));
+    } else {
+        bough_loop_poll(core->loop, 0);
+    }
+    if (bough_loop_has_ready(core->loop)) {
+        refuse_in_finalizer(L, core);
+        dispatch(L, core, NULL);
+    }
     lua_pushboolean(L, core->in_flight > 0);
     return 1;
 }
@@ -448,12 +448,8 @@ void bough_open_wait(lua_State *L)
     lua_pop(L, 1);
 
     static const luaL_Reg functions[] = {
-        {"sleep", wait_sleep},
-        {"deadline", wait_deadline},
-        {"step", wait_step},
-        {"fd", wait_fd},
-        {"timeout", wait_timeout},
-        {NULL, NULL},
+        {"sleep", wait_sleep}, {"deadline", wait_deadline}, {"step", wait_step},
+        {"fd", wait_fd},       {"timeout", wait_timeout},   {NULL, NULL},
     };
     luaL_setfuncs(L, functions, 0);
 }

@@ -92,6 +92,7 @@ void bough_ending_put(struct bough_wbuf *buf, const struct bough_ending *ending)
     bough_put_i64(buf, ending->oom);
     bough_put_i64(buf, ending->killed);
     bough_put_i64(buf, ending->changed);
+    bough_put_i64(buf, ending->layer);
     bough_put_i64(buf, ending->bytes);
     bough_put_i64(buf, ending->files);
     bough_put_i64(buf, ending->elapsed_ns);
@@ -108,6 +109,7 @@ int bough_ending_get(struct bough_rbuf *buf, struct bough_ending *ending, struct
     ending->oom = bough_get_i64(buf) != 0;
     ending->killed = bough_get_i64(buf) != 0;
     ending->changed = bough_get_i64(buf) != 0;
+    ending->layer = bough_get_i64(buf);
     ending->bytes = bough_get_i64(buf);
     ending->files = bough_get_i64(buf);
     ending->elapsed_ns = bough_get_i64(buf);

@@ -42,7 +42,8 @@ void bough_plan_clear(struct bough_plan *plan);
 struct bough_ending {
     int64_t status; /* as waitpid gives it */
     bool timed_out, oom, killed;
-    bool changed;   /* a layer has been made under the plan's name */
+    bool changed;   /* a layer has been made, under the name of `layer` */
+    int64_t layer;  /* the plan's own, or that of an earlier run whose overlay this one took over */
     int64_t bytes, files; /* of it */
     int64_t elapsed_ns, user_us, system_us, max_rss; /* max_rss in bytes */
 };

@@ -226,10 +226,12 @@ static bool on_message(void *arg, struct bough_message *msg, const struct bough_
     } else if (msg->type == BOUGH_MSG_EXITED) {
         struct bough_err bad;
         run->id = 0;
-        if (bough_ending_get(&msg->body, &run->ending, &bad) < 0)
+        if (bough_ending_get(&msg->body, &run->ending, &bad) < 0) {
             fail(run, &bad);
-        else
+        } else {
+            run->layer = run->ending.layer;
             on_exited(run);
+        }
     } else {
         more = true;
     }

@@ -51,24 +51,24 @@ local function add_fds(set)
   end
 end
 
--- Children of ours by any name, and keepers and sandboxes whose parent is gone.
-local function add_processes(set, with_children)
+-- Children of ours by any name; keepers of ours, which are nobody's children but
+-- name their owner and a store below `dir`; and sandboxes that have outlived their keeper.
+local function add_processes(set, with_children, dir)
   local own = self_pid()
-  local own_ns = lfs.symlinkattributes("/proc/self/ns/pid", "target")
+  local owner = "--owner\0" .. own .. "-"
   for pid in entries "/proc" do
     local stat = pid:find "^%d" and read_file("/proc/" .. pid .. "/stat")
-    if stat then
-      local comm, state, parent = stat:match "^%d+ %((.*)%) (%a) (%d+)"
-      local line = ("process %s (%s, state %s)"):format(pid, comm, state)
+    local comm, state, parent = (stat or ""):match "^%d+ %((.*)%) (%a) (%d+)"
+    if comm and state ~= "Z" or parent == own then
+      local line = ("process %s (%s)"):format(pid, comm)
       if parent == own then
-        if with_children then
-          set[line] = true
-        end
-      elseif parent == "1" and pid ~= own and state ~= "Z" then
-        local ns = lfs.symlinkattributes("/proc/" .. pid .. "/ns/pid", "target")
-        if comm == "bough-keeper" or (ns and own_ns and ns ~= own_ns) then
-          set[line .. " whose parent has gone"] = true
-        end
+        set[line] = with_children
+      elseif comm == "bough-init" then
+        set[line .. " without its keeper"] = parent == "1" or nil
+      elseif comm:find "^bough%-" then
+        local command = read_file("/proc/" .. pid .. "/cmdline") or ""
+        set[line] = command:find(owner, 1, true) ~= nil
+          or (dir and command:find(dir, 1, true) ~= nil) or nil
       end
     end
   end
@@ -82,11 +82,14 @@ local function add_mounts(set, dir)
   end
 end
 
+-- A group carries the pid of its keeper; one whose keeper lives is in use, by us (then the
+-- keeper is in the ledger) or by somebody else.
 local function add_cgroups(set, path, depth)
   for name in entries(path) do
     local full = path .. "/" .. name
     if lfs.symlinkattributes(full, "mode") == "directory" then
-      if name:find("bough", 1, true) then
+      local pid = name:match "bough%-(%d+)"
+      if name:find("bough", 1, true) and not (pid and read_file("/proc/" .. pid .. "/stat")) then
         set["control group " .. full] = true
       end
       if depth > 0 then
@@ -107,7 +110,8 @@ function ledger.snapshot(opts)
   if not opts.outside then
     add_fds(set)
   end
-  add_processes(set, not opts.outside)
+  -- The runner gives each file a directory with `tmp` in it, and HOME beside that.
+  add_processes(set, not opts.outside or nil, dir and dir:gsub("/tmp$", "/"))
   add_mounts(set, dir)
   add_cgroups(set, "/sys/fs/cgroup", 4)
   if dir then

@@ -137,53 +137,90 @@ do
   busted = first:find "lua" and quote(lua) .. " " .. quote(opts.busted) or quote(opts.busted)
 end
 
-local function run_specs(title, where, prefix)
-  heading(title)
-  local cwd = where or lines_of("pwd")[1]
-  for _, path in ipairs(spec_files) do
-    -- A temporary directory for each file; whatever stays in it is a leak.
-    local tmp = lines_of "mktemp -d /tmp/bough-spec.XXXXXX"[1]
-    assert(os.execute(("mkdir %s/home %s/tmp && chmod 0755 %s && chmod 1777 %s/tmp")
-      :format(tmp, tmp, tmp, tmp)))
-    if prefix then
-      assert(os.execute(("chown -R %s %s/home %s/tmp"):format(USER, tmp, tmp)))
+-- Runs one program with a temporary directory of its own, and counts what it leaves as a
+-- failure. `command(dir)` gives the shell line.
+local function run_clean(name, owner, command)
+  local dir = lines_of "mktemp -d /tmp/bough-spec.XXXXXX"[1]
+  assert(os.execute(("mkdir %s/home %s/tmp && chmod 0755 %s && chmod 1777 %s/tmp")
+    :format(dir, dir, dir, dir)))
+  if owner then
+    assert(os.execute(("chown %s: %s/home %s/tmp"):format(owner, dir, dir)))
+  end
+  local at = { outside = true, dir = dir .. "/tmp" }
+  local before = ledger.snapshot(at)
+  local failed = sum.failed
+  run_tap(name, command(dir))
+  local leaks = ledger.leaks(before, at)
+  if #leaks > 0 then
+    local line = name .. " leaves behind: " .. table.concat(leaks, "; ")
+    print("   not ok - " .. line)
+    if sum.failed == failed then -- else its own ledger has told already
+      sum:fail(line)
     end
-    local env = {
-      "BOUGH_SPEC=1",
-      "HOME=" .. tmp .. "/home",
-      "BOUGH_HOME=" .. tmp .. "/home/store",
-      "TMPDIR=" .. tmp .. "/tmp",
+  end
+  scratch.remove(dir)
+end
+
+local cwd = lines_of "pwd"[1]
+local build = opts.build:find "^/" and opts.build or cwd .. "/" .. opts.build
+
+-- What every test program finds in its environment.
+local function environment(dir)
+  local env = {
+    "BOUGH_SPEC=1",
+    "HOME=" .. dir .. "/home",
+    "BOUGH_HOME=" .. dir .. "/home/store",
+    "TMPDIR=" .. dir .. "/tmp",
+    "PATH=" .. quote(os.getenv "PATH" or "/usr/sbin:/usr/bin:/sbin:/bin"),
+  }
+  for _, name in ipairs { "CI", "BOUGH_LEDGER", "BOUGH_TEST_SEED", "BOUGH_TEST_ROUNDS" } do
+    if os.getenv(name) then
+      env[#env + 1] = name .. "=" .. quote(os.getenv(name))
+    end
+  end
+  if sum.opts.must_run then
+    env[#env + 1] = "BOUGH_MUST_RUN=1"
+  end
+  return env
+end
+
+local function run_c_test(program)
+  run_clean(program:match "[^/]+$", nil, function(dir)
+    local env = environment(dir)
+    env[#env + 1] = "BOUGH_KEEPER=" .. quote(build .. "/bough/bough-keeper")
+    env[#env + 1] = "BOUGH_UNPACK=" .. quote(build .. "/bough/bough-unpack")
+    return ("timeout -k 10 300 env %s %s %s </dev/null")
+      :format(table.concat(env, " "), opts.wrap, quote(program))
+  end)
+end
+
+-- `prefix` makes it another user, who reads the tree in `where`.
+local function run_spec(path, where, prefix)
+  run_clean(prefix and path .. " (as " .. USER .. ")" or path, prefix and USER, function(dir)
+    local env = environment(dir)
+    for _, setting in ipairs {
       "BOUGH_BUILD=" .. opts.build,
       "LUA_PATH=" .. quote "lua/?.lua;lua/?/init.lua;./?.lua;;",
       "LUA_CPATH=" .. quote(opts.build .. "/?.so;;"),
       "LUA_INIT=",
-      "PATH=" .. quote(os.getenv "PATH" or "/usr/sbin:/usr/bin:/sbin:/bin"),
-    }
+    } do
+      env[#env + 1] = setting
+    end
     if opts.preload then
       env[#env + 1] = "LD_PRELOAD=" .. quote(opts.preload)
-      env[#env + 1] = "ASAN_OPTIONS=detect_leaks=0:abort_on_error=0"
+      env[#env + 1] = "ASAN_OPTIONS=detect_leaks=0"
       env[#env + 1] = "UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1"
     end
-    for _, name in ipairs { "CI", "BOUGH_MUST_RUN", "BOUGH_LEDGER" } do
-      if os.getenv(name) then
-        env[#env + 1] = name .. "=" .. quote(os.getenv(name))
-      end
-    end
-    local before = ledger.snapshot { outside = true, dir = tmp .. "/tmp" }
-    local name = prefix and path .. " (as " .. USER .. ")" or path
-    local failed = sum.failed
-    run_tap(name, ("cd %s && %s timeout -k 10 900 env -u XDG_DATA_HOME -u BOUGH_KEEPER %s %s"
+    return ("cd %s && %s timeout -k 10 900 env -u XDG_DATA_HOME -u BOUGH_KEEPER %s %s"
       .. " -o spec/support/tap.lua --helper spec/support/helper.lua %s </dev/null")
-      :format(quote(cwd), prefix or "", table.concat(env, " "), busted, path))
-    local leaks = ledger.leaks(before, { outside = true, dir = tmp .. "/tmp" })
-    if #leaks > 0 then
-      local line = name .. " leaves behind: " .. table.concat(leaks, "; ")
-      print("   not ok - " .. line)
-      if sum.failed == failed then -- else its own ledger has told already
-        sum:fail(line)
-      end
-    end
-    scratch.remove(tmp)
+      :format(quote(where), prefix or "", table.concat(env, " "), busted, path)
+  end)
+end
+
+local function run_specs(title, where, prefix)
+  heading(title)
+  for _, path in ipairs(spec_files) do
+    run_spec(path, where, prefix)
   end
 end
 
@@ -247,13 +284,12 @@ if stages.c and #c_tests > 0 then
   table.sort(c_tests)
   for _, program in ipairs(c_tests) do
     if wanted(program) then
-      run_tap(program:match "[^/]+$",
-        ("timeout -k 10 300 %s %s </dev/null"):format(opts.wrap, quote(program)))
+      run_c_test(program)
     end
   end
 end
 if stages.specs or (stages.user and not scratch.is_root) then
-  run_specs("specs as " .. lines_of("id -un")[1])
+  run_specs("specs as " .. lines_of("id -un")[1], cwd)
 end
 if stages.user and scratch.is_root then
   run_user_stage()

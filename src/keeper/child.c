@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
-#include <linux/close_range.h>
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
@@ -35,8 +34,6 @@ static int take_stdio(struct bough_child *child)
     for (int i = 0; i < 3; i++)
         if (dup2(child->fds[i], i) < 0)
             return failed(child, "stdio", NULL);
-    if (syscall(SYS_close_range, 3u, ~0u, CLOSE_RANGE_CLOEXEC) < 0)
-        return failed(child, "close_range", NULL);
     return 0;
 }
 
@@ -79,7 +76,8 @@ static int take_identity(struct bough_child *child)
     const struct bough_user *u = child->user;
     if (child->userns_fd >= 0 && setns(child->userns_fd, CLONE_NEWUSER) < 0)
         return failed(child, "user namespace", NULL);
-    if (bough_caps_drop_bounding() < 0)
+    /* Entering a user namespace fills the bounding set again; without one, init has emptied it before. */
+    if (child->userns_fd >= 0 && bough_caps_drop_bounding() < 0)
         return failed(child, "capabilities", NULL);
     /* With one uid alone setgroups(2) is barred, and there is only one group to be in. */
     if (syscall(SYS_setgroups, u->group_count, u->groups) < 0 && (child->site->root || child->site->range))
@@ -93,12 +91,11 @@ static int take_identity(struct bough_child *child)
     return 0;
 }
 
+/* init has everything else at its default already. */
 static void reset_signals(void)
 {
     struct sigaction fallback = {.sa_handler = SIG_DFL};
-    for (int sig = 1; sig < 65; sig++)
-        if (sig != SIGKILL && sig != SIGSTOP)
-            sigaction(sig, &fallback, NULL);
+    sigaction(SIGPIPE, &fallback, NULL);
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
@@ -137,14 +134,36 @@ static int exec_search(struct bough_child *child)
     return failed(child, "exec", name);
 }
 
+void bough_sched_slice(uint64_t slice_ns)
+{
+    struct {
+        uint32_t size, policy;
+        uint64_t flags;
+        int32_t nice;
+        uint32_t priority;
+        uint64_t runtime, deadline, period;
+    } attr = {.size = sizeof attr};
+    if (syscall(SYS_sched_getattr, 0, &attr, sizeof attr, 0) == 0 && attr.policy == SCHED_OTHER) {
+        attr.runtime = slice_ns;
+        syscall(SYS_sched_setattr, 0, &attr, 0);
+    }
+}
+
 static int child_main(void *arg)
 {
     struct bough_child *child = arg;
     reset_signals();
+    bough_sched_slice(0);
     setsid();
     umask(022);
     if (take_stdio(child) < 0 || take_limits(child) < 0 || take_identity(child) < 0)
         _exit(127);
+    /* Closed, not marked to be closed by exec: a working directory or a program below /proc/self/fd
+     * would otherwise lead out by one of init's (CVE-2024-21626). */
+    if (syscall(SYS_close_range, 3u, ~0u, 0u) < 0) {
+        failed(child, "close_range", NULL);
+        _exit(127);
+    }
     if (chdir(child->cwd) < 0) {
         failed(child, "cwd", child->cwd);
         _exit(127);

@@ -26,6 +26,9 @@ struct bough_child {
     int sys;
 };
 
+/* Asks for a time slice of the usual policy, in nanoseconds; 0 is the system's own. Best effort. */
+void bough_sched_slice(uint64_t slice_ns);
+
 /* Returns the pid, or -1 with `step`, `object` and `sys` filled in. */
 pid_t bough_child_spawn(struct bough_child *child);
 

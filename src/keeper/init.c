@@ -11,11 +11,14 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "../sys.h"
 #include "child.h"
+#include "filter.h"
 #include "root.h"
 
 struct init {
@@ -110,8 +113,26 @@ static void prepare(struct init *init, bool host_network)
     }
     if (bough_root_blank(&init->root, init->site, host_network, &err) < 0 || make_userns(init, &err) < 0)
         give_up(init, &err);
+    if (bough_caps_drop_bounding() < 0) {
+        bough_err_sys(&err, errno, "sandbox: capabilities");
+        give_up(init, &err);
+    }
     if (bough_send(init->sock, BOUGH_MSG_READY, 0, NULL, NULL, 0, &err) < 0)
         _exit(1);
+}
+
+/* Where the host gave its own /dev/null, the sandbox's takes its place: a descriptor is enough to change the mode
+ * of what it is open on, and root's sandboxes own the host's. */
+static void own_null(struct bough_message *msg)
+{
+    for (int i = 0; i < 3; i++) {
+        struct stat st;
+        if (fstat(msg->fds[i], &st) < 0 || !S_ISCHR(st.st_mode) || st.st_rdev != makedev(1, 3))
+            continue;
+        BOUGH_CLEANUP_FD int ours = open("/dev/null", (fcntl(msg->fds[i], F_GETFL) & O_ACCMODE) | O_CLOEXEC);
+        if (ours >= 0)
+            dup3(ours, msg->fds[i], O_CLOEXEC);
+    }
 }
 
 static void start_command(struct init *init, struct bough_message *msg)
@@ -121,21 +142,32 @@ static void start_command(struct init *init, struct bough_message *msg)
     if (bough_plan_get(&msg->body, &init->plan, &err) < 0)
         give_up(init, &err);
     struct bough_plan *plan = &init->plan;
+    if (msg->fd_count == 5) {
+        bough_root_reuse(&init->root, msg->fds[3], msg->fds[4], msg->id);
+        msg->fds[3] = msg->fds[4] = -1;
+    }
     if (bough_root_enter(&init->root, plan, &err) < 0 || bough_user_find(plan->user, &user, &err) < 0)
         give_up(init, &err);
+    own_null(msg);
 
-    /* HOME comes from the image's passwd(5) unless the caller says otherwise. */
+    /* HOME comes from the image's passwd(5) unless the caller says otherwise. A bare name is one that
+     * the caller does not want. */
     int count = 0;
     bool has_home = false;
-    for (char **e = plan->env; *e; e++, count++)
-        has_home = has_home || strncmp(*e, "HOME=", 5) == 0;
+    for (char **e = plan->env; *e; e++)
+        count++;
     char home[300];
     char **env = calloc((size_t)count + 2, sizeof *env);
     if (!env) {
         bough_err_sys(&err, ENOMEM, "environment");
         give_up(init, &err);
     }
-    memcpy(env, plan->env, sizeof *env * (size_t)count);
+    count = 0;
+    for (char **e = plan->env; *e; e++) {
+        has_home = has_home || strncmp(*e, "HOME=", 5) == 0 || strcmp(*e, "HOME") == 0;
+        if (strchr(*e, '='))
+            env[count++] = *e;
+    }
     if (!has_home) {
         snprintf(home, sizeof home, "HOME=%s", user.home);
         env[count] = home;
@@ -183,12 +215,15 @@ static _Noreturn void finish(struct init *init)
     e->user_us = usage.ru_utime.tv_sec * 1000000LL + usage.ru_utime.tv_usec;
     e->system_us = usage.ru_stime.tv_sec * 1000000LL + usage.ru_stime.tv_usec;
     e->max_rss = usage.ru_maxrss * 1024LL;
-    if (bough_root_seal(&init->root, init->plan.keep, e, &err) < 0)
+    int fds[2] = {-1, -1};
+    if (bough_root_seal(&init->root, init->plan.keep, &fds[0], e, &err) < 0)
         give_up(init, &err);
+    fds[1] = init->root.upper_fd;
     struct bough_wbuf body = {0};
     bough_ending_put(&body, e);
-    bough_send(init->sock, BOUGH_MSG_EXITED, 0, &body, NULL, 0, NULL);
-    bough_root_tidy(&init->root, e->changed);
+    bough_send(init->sock, BOUGH_MSG_EXITED, 0, &body, fds, fds[0] >= 0 ? 2 : 0, NULL);
+    if (fds[0] < 0)
+        bough_root_tidy(&init->root, e->changed);
     _exit(0);
 }
 
@@ -221,7 +256,7 @@ static void obey(struct init *init)
 
 _Noreturn void bough_init_main(const struct bough_site *site, int sock, bool host_network)
 {
-    struct init init = {.site = site, .sock = sock, .userns_fd = -1, .root = {.upper_fd = -1}};
+    struct init init = {.site = site, .sock = sock, .userns_fd = -1, .root = {.upper_fd = -1, .reused = -1}};
     prepare(&init, host_network);
     struct pollfd fds[2] = {{.fd = sock, .events = POLLIN}, {.fd = init.signals, .events = POLLIN}};
     for (;;) {

@@ -26,6 +26,7 @@
 
 #include "../sys.h"
 #include "filter.h"
+#include "child.h"
 #include "nursery.h"
 #include "sandbox.h"
 #include "tree.h"
@@ -99,6 +100,13 @@ static void calm_down(void)
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);
     }
+}
+
+/* We and the inits do little each time we wake, and somebody always waits for it: a short slice lets the
+ * scheduler (Linux 6.12 and later) run us at once on a busy machine. The command gets the usual one back. */
+static void ask_for_short_slice(void)
+{
+    bough_sched_slice(100000);
 }
 
 static void parse(struct keeper *k, int argc, char **argv)
@@ -233,8 +241,10 @@ static void start_worker(struct keeper *k, struct bough_message *msg)
 {
     struct bough_err err;
     /* Layers are about to be moved or removed: a view kept open would hold their mounts. */
-    if (msg->type == BOUGH_MSG_REMOVE)
+    if (msg->type == BOUGH_MSG_REMOVE) {
         bough_views_drop(&k->views);
+        bough_pool_drop(&k->keep.pool);
+    }
     struct worker *w = calloc(1, sizeof *w);
     pid_t pid = w ? bough_work_start(&k->site, &k->views, HOST_FD, msg, &err) : -1;
     if (pid < 0) {
@@ -352,6 +362,7 @@ static void end(struct keeper *k)
     while (waitpid(-1, NULL, 0) > 0 || errno == EINTR)
         continue;
     bough_views_drop(&k->views);
+    bough_pool_drop(&k->keep.pool);
     bough_keep_groups_remove(&k->keep);
     bough_cgroups_close(&k->site.groups);
     char name[300];
@@ -376,6 +387,7 @@ int main(int argc, char **argv)
     }
     calm_down();
     prctl(PR_SET_NAME, "bough-keeper");
+    ask_for_short_slice();
     parse(&k, argc, argv);
     char *last = argv[argc - 1];
     set_up(&k, argv[0], (size_t)(last + strlen(last) - argv[0]));

@@ -112,11 +112,14 @@ int bough_root_template(const struct bough_site *site, struct bough_err *err)
 
 /* What of /proc tells about the host or reaches it; a container's usual list. */
 static const char *const masked[] = {
-    "/proc/acpi",       "/proc/asound",      "/proc/interrupts", "/proc/kcore",       "/proc/keys",
-    "/proc/key-users",  "/proc/kmsg",        "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi",
-    "/proc/sysrq-trigger", "/proc/timer_list", "/proc/timer_stats", "/sys/firmware", "/sys/devices/virtual/powercap",
+    "/proc/acpi",          "/proc/allocinfo",     "/proc/asound",      "/proc/driver",    "/proc/dynamic_debug",
+    "/proc/interrupts",    "/proc/kallsyms",      "/proc/kcore",       "/proc/keys",      "/proc/key-users",
+    "/proc/kmsg",          "/proc/kpagecgroup",   "/proc/kpagecount",  "/proc/kpageflags", "/proc/latency_stats",
+    "/proc/mtrr",          "/proc/pagetypeinfo",  "/proc/sched_debug", "/proc/scsi",      "/proc/slabinfo",
+    "/proc/sysrq-trigger", "/proc/timer_list",    "/proc/timer_stats", "/proc/vmallocinfo", "/proc/vmcore",
+    "/sys/firmware",       "/sys/devices/virtual/powercap",
 };
-static const char *const read_only[] = {"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"};
+static const char *const read_only[] = {"/proc/bus", "/proc/fs", "/proc/irq", "/proc/pressure", "/proc/sys"};
 
 static int mask_proc(struct bough_err *err)
 {
@@ -162,7 +165,7 @@ static void bring_up_network(void)
 int bough_root_blank(struct bough_root *root, const struct bough_site *site, bool host_network,
                      struct bough_err *err)
 {
-    *root = (struct bough_root){.site = site, .base_fd = -1, .owner_fd = -1, .upper_fd = -1};
+    *root = (struct bough_root){.site = site, .base_fd = -1, .owner_fd = -1, .upper_fd = -1, .reused = -1};
     if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
         return bough_err_sys(err, errno, "sandbox: mounting /proc%s",
                              site->root ? "" : " (is part of the host's /proc covered by other mounts?)");
@@ -306,10 +309,34 @@ static void cover_etc(int image, const char *name, const char *text)
         bough_attach(tree, at);
 }
 
+void bough_root_reuse(struct bough_root *root, int reused, int upper, int64_t layer)
+{
+    root->reused = reused;
+    root->upper_fd = upper;
+    root->layer = layer;
+}
+
+static int attach_reused(struct bough_root *root, struct bough_err *err)
+{
+    struct stat st;
+    BOUGH_CLEANUP_FD int tree = bough_steal_fd(&root->reused);
+    BOUGH_CLEANUP_FD int at = open("/new", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (at < 0 || bough_attach(tree, at) < 0 || fstat(root->upper_fd, &st) < 0)
+        return fail(err, "sandbox:", "attaching a kept overlay");
+    root->root_mode = st.st_mode & 07777;
+    root->root_uid = st.st_uid;
+    root->root_gid = st.st_gid;
+    return 0;
+}
+
 int bough_root_enter(struct bough_root *root, const struct bough_plan *plan, struct bough_err *err)
 {
-    if (make_staging(root, plan, err) < 0 || mount_image(root, plan, err) < 0)
+    if (root->reused >= 0) {
+        if (attach_reused(root, err) < 0)
+            return -1;
+    } else if (make_staging(root, plan, err) < 0 || mount_image(root, plan, err) < 0) {
         return -1;
+    }
     BOUGH_CLEANUP_FD int image = open("/new", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (image < 0)
         return fail(err, "open", "/new");
@@ -382,9 +409,14 @@ static int copy_out(struct bough_root *root, struct bough_err *err)
     return 0;
 }
 
-int bough_root_seal(struct bough_root *root, bool keep, struct bough_ending *ending, struct bough_err *err)
+int bough_root_seal(struct bough_root *root, bool keep, int *spare, struct bough_ending *ending, struct bough_err *err)
 {
-    ending->changed = keep && !is_untouched(root);
+    bool untouched = is_untouched(root);
+    *spare = -1;
+    ending->layer = root->layer;
+    ending->changed = keep && !untouched;
+    if (untouched && !root->in_memory)
+        *spare = bough_open_tree(AT_FDCWD, "/", BOUGH_OPEN_TREE_CLONE);
     if (!ending->changed)
         return 0;
     struct bough_tree_size size = {0};

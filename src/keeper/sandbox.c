@@ -23,6 +23,7 @@ struct bough_sandbox {
     bool watch_oom;
     int64_t deadline_ns, kill_ns; /* 0: none */
     char group[24];
+    int64_t *stack, stack_count; /* of the run, owned; NULL: its overlay is not for keeping */
 };
 
 struct bough_pending {
@@ -31,6 +32,7 @@ struct bough_pending {
     struct bough_limits limits;
     int64_t timeout_ms;
     bool host_network;
+    int64_t *stack, stack_count; /* owned */
 };
 
 void bough_keep_fail(int host, int64_t id, const struct bough_err *err)
@@ -43,6 +45,7 @@ void bough_keep_fail(int host, int64_t id, const struct bough_err *err)
 
 void bough_keep_init(struct bough_keep *keep)
 {
+    bough_pool_init(&keep->pool, keep->site);
     keep->pending_tail = &keep->pending;
 }
 
@@ -70,7 +73,15 @@ static void box_free(struct bough_keep *keep, struct bough_sandbox *box)
     else
         keep->blanks--;
     bough_fd_close(&box->sock);
+    free(box->stack);
     free(box);
+}
+
+static void pending_free(struct bough_pending *run)
+{
+    bough_msg_clear(&run->msg);
+    free(run->stack);
+    free(run);
 }
 
 /* Gives a run to a blank. Descriptors of the message are closed either way. */
@@ -89,7 +100,16 @@ static void assign(struct bough_keep *keep, struct bough_sandbox *box, struct bo
     }
     if (rc == 0) {
         struct bough_wbuf body = {.data = run->msg.data, .size = run->msg.size};
-        rc = bough_send(box->sock, BOUGH_MSG_RUN, box->id, &body, run->msg.fds, run->msg.fd_count, &err);
+        struct bough_pooled kept = {.tree = -1, .upper = -1};
+        int fds[5] = {run->msg.fds[0], run->msg.fds[1], run->msg.fds[2], -1, -1};
+        bool reuse = run->stack && run->msg.fd_count == 3 && bough_pool_take(&keep->pool, run->stack, run->stack_count, &kept);
+        fds[3] = kept.tree;
+        fds[4] = kept.upper;
+        rc = bough_send(box->sock, BOUGH_MSG_RUN, kept.layer, &body, fds, reuse ? 5 : run->msg.fd_count, &err);
+        bough_pooled_clear(keep->site, &kept, false);
+        box->stack = run->stack;
+        box->stack_count = run->stack_count;
+        run->stack = NULL;
     }
     if (run->timeout_ms > 0)
         box->deadline_ns = bough_now_ns() + run->timeout_ms * 1000000;
@@ -98,8 +118,7 @@ static void assign(struct bough_keep *keep, struct bough_sandbox *box, struct bo
         box->answered = true;
         kill(box->pid, SIGKILL);
     }
-    bough_msg_clear(&run->msg);
-    free(run);
+    pending_free(run);
 }
 
 static struct bough_sandbox *find_blank(struct bough_keep *keep, bool host_network)
@@ -146,6 +165,11 @@ void bough_keep_run(struct bough_keep *keep, struct bough_message *msg)
     run->limits = plan.limits;
     run->timeout_ms = plan.timeout_ms;
     run->host_network = plan.network == BOUGH_NETWORK_HOST;
+    if (plan.limits.disk == 0) {
+        run->stack = plan.stack;
+        run->stack_count = plan.stack_count;
+        plan.stack = NULL;
+    }
     bough_plan_clear(&plan);
     *keep->pending_tail = run;
     keep->pending_tail = &run->next;
@@ -179,8 +203,7 @@ void bough_keep_kill(struct bough_keep *keep, int64_t id)
         struct bough_err err;
         bough_err_set(&err, BOUGH_ERR_cancelled, "killed before it started");
         bough_keep_fail(keep->host, id, &err);
-        bough_msg_clear(&run->msg);
-        free(run);
+        pending_free(run);
         return;
     }
     for (struct bough_sandbox *b = keep->all; b; b = b->next)
@@ -197,8 +220,7 @@ static void blank_failed(struct bough_keep *keep, const struct bough_err *err)
         struct bough_pending *run = keep->pending;
         keep->pending = run->next;
         bough_keep_fail(keep->host, run->msg.id, err);
-        bough_msg_clear(&run->msg);
-        free(run);
+        pending_free(run);
     }
     keep->pending_tail = &keep->pending;
 }
@@ -250,6 +272,16 @@ static void forward_ending(struct bough_keep *keep, struct bough_sandbox *box, s
     bough_ending_put(&body, &ending);
     bough_send(keep->host, BOUGH_MSG_EXITED, box->id, &body, NULL, 0, NULL);
     bough_wbuf_free(&body);
+    if (msg->fd_count == 2) {
+        struct bough_pooled kept = {.tree = msg->fds[0], .upper = msg->fds[1], .layer = ending.layer,
+                                    .stack = box->stack, .count = box->stack_count};
+        msg->fds[0] = msg->fds[1] = -1;
+        box->stack = NULL;
+        if (kept.stack)
+            bough_pool_put(&keep->pool, &kept);
+        else
+            bough_pooled_clear(keep->site, &kept, true);
+    }
 }
 
 /* One message of an init: 1 handled, 0 nothing (more) to come. */

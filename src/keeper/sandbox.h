@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <sys/types.h>
 
+#include "pool.h"
 #include "site.h"
 
 struct bough_sandbox;
@@ -20,6 +21,7 @@ struct bough_keep {
     int running_max; /* runs beyond this many wait their turn */
     int making, blanks, running;
     bool failing;   /* the last blank could not be made: none is ordered ahead of need */
+    struct bough_pool pool;
     struct bough_sandbox *all;
     struct bough_pending *pending, **pending_tail;
 };

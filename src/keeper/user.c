@@ -11,13 +11,15 @@
 #include <sys/stat.h>
 
 #include "../sys.h"
+#include "mountapi.h"
 
 #define DATABASE_MAX (1 << 20)
 
-/* The image is not ours to trust: a fifo or a device under this name must not hold us up. */
+/* The image is not ours to trust: a fifo or a device under this name must not hold us up, nor a link into
+ * /proc/self/fd show what init has open. */
 static char *read_database(const char *path)
 {
-    BOUGH_CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    BOUGH_CLEANUP_FD int fd = bough_openat2(AT_FDCWD, path, O_RDONLY | O_NONBLOCK | O_NOCTTY, RESOLVE_NO_MAGICLINKS);
     struct stat st;
     if (fd < 0 || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
         return NULL;

@@ -172,7 +172,8 @@ static int filter_fail(struct decoder *d, struct archive *a)
     bool memory = archive_errno(a) == ENOMEM || (why && strstr(why, "too much memory"));
     enum bough_err_kind kind = memory ? BOUGH_ERR_resource : BOUGH_ERR_corrupt;
     return bough_err_set(d->err, kind, "%s data: %s",
-                         memory ? "cannot decompress the" : "corrupt or truncated", why ? why : "no reason");
+                         memory ? "cannot decompress the" : "corrupt or truncated",
+                         why ? why : "no reason given");
 }
 
 static int filter_copy(struct decoder *d, struct archive *a)
