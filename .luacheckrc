@@ -3,4 +3,5 @@ max_line_length = 110
 self = false
 
 files["spec/**/*_spec.lua"] = { std = "+busted" }
+files["spec/engine"] = { std = "+busted" }
 exclude_files = { "build", "build-asan" }

@@ -1,4 +1,4 @@
-/* lerr.c - the error value: a table {kind=, message=, op=, errno=, code=, ...} that can be raised. */
+/* lerr.c - the error value: a table {kind=, message=, op=, errno=, code=, ...} to be raised. */
 #define _GNU_SOURCE
 #include <stdarg.h>
 #include <stdio.h>

@@ -15,7 +15,7 @@
 static const char in_flight_key = 0; /* registry: light pointer of a task -> its userdata */
 static const char on_error_key = 0;  /* registry: the function for errors nobody waited for */
 
-/* --- the life of a task ----------------------------------------------------------------- */
+/* --- the life of a task ------------------------------------------------------------ */
 
 struct bough_task *bough_task_check(lua_State *L, int arg, const char *op)
 {
@@ -245,7 +245,7 @@ static int task_spawn(lua_State *L)
     return 1;
 }
 
-/* --- waiting for tasks ------------------------------------------------------------------- */
+/* --- waiting for tasks ------------------------------------------------------------ */
 
 bool bough_task_reaches(struct bough_core *core, struct bough_task *from,
                         const struct bough_task *goal)
@@ -382,7 +382,7 @@ static int task_leave(lua_State *L)
     return task_join_k(L, LUA_OK, 0);
 }
 
-/* --- the userdata --------------------------------------------------------------------------- */
+/* --- the userdata ------------------------------------------------------------ */
 
 static const char *task_status_name(const struct bough_task *task)
 {
@@ -501,7 +501,7 @@ static int task_on_error(lua_State *L)
     return 1;
 }
 
-/* --- opening --------------------------------------------------------------------------------------- */
+/* --- opening ------------------------------------------------------------ */
 
 void bough_class_make(lua_State *L, const char *name, const luaL_Reg *meta, const luaL_Reg *methods,
                       lua_CFunction index)

@@ -1,5 +1,5 @@
-/* ltask.h - tasks, and the core that they share. Only lwait.c, ltask.c, lwatch.c, lqueue.c and lcore.c
- * look inside.
+/* ltask.h - tasks, and the core that they share. Only lwait.c, ltask.c, lwatch.c, lqueue.c and
+ * lcore.c look inside.
  *
  * A task is a userdata. While it is in flight, the registry anchors it, and it anchors its thread
  * (user value 1); afterwards the thread is gone, and user value 2 holds its results or its error,

@@ -17,7 +17,7 @@
 /* Its address is the key in the registry; it has no value to share between states. */
 static const char core_key = 0;
 
-/* --- the core ------------------------------------------------------------------------- */
+/* --- the core ------------------------------------------------------------ */
 
 struct bough_core *bough_core(lua_State *L)
 {
@@ -63,7 +63,7 @@ void bough_core_open(lua_State *L)
     lua_pop(L, 1);
 }
 
-/* --- deadlines ------------------------------------------------------------------------ */
+/* --- deadlines ------------------------------------------------------------ */
 
 void bough_scope_unlink(struct bough_scope *scope)
 {
@@ -147,7 +147,7 @@ static int wait_deadline(lua_State *L)
     return deadline_k(L, LUA_OK, 0);
 }
 
-/* --- waiting -------------------------------------------------------------------------- */
+/* --- waiting ------------------------------------------------------------ */
 
 /* A finaliser runs in the middle of somebody's allocation, perhaps in the middle of another wait.
  * Lua marks the frame, in this thread; a coroutine that a finaliser of somebody else resumes
@@ -360,7 +360,7 @@ static __attribute__((noinline)) void wait_here(lua_State *L, struct bough_core 
 }
 
 /* Here `return k(...)` and in most k `return bough_wait(...)` are tail calls, which the compiler
- * makes jumps as long as no address of a local escapes: hence the functions above are not inlined. */
+ * makes jumps as long as no address of a local escapes: the functions above are not inlined. */
 int bough_wait_until(lua_State *L, struct bough_cond *cond, int64_t until_ns, lua_KContext ctx,
                      lua_KFunction k)
 {

@@ -1,4 +1,4 @@
-/* lwatch.c - a watch tells which of several tasks has finished. all, race and scope are made of it. */
+/* lwatch.c - a watch tells which of several tasks has finished; for all, race and scope. */
 #define _GNU_SOURCE
 #include <string.h>
 

@@ -170,8 +170,8 @@ static void fill_result(struct bough_run *run)
 static void conclude(struct bough_run *run)
 {
     struct bough_engine *engine = run->engine;
-    for (int i = 0; i < 2; i++)
-        if (run->out[i].err.msg[0] || bough_out_settle(&run->out[i], true) < 0) {
+    for (int i = 0; i < 2; i++) /* of a run that was closed no file is whole */
+        if (run->out[i].err.msg[0] || bough_out_settle(&run->out[i], !run->closed) < 0) {
             struct bough_err err = run->out[i].err;
             if (run->ending.changed)
                 bough_engine_drop_staged(engine, run->layer);

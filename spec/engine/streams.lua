@@ -198,24 +198,6 @@ return function(open)
       assert.same({ "aa\n", "bb\n" }, inner)
     end)
 
-    it("to the host's own stdout passes through", function()
-      local store = box:info().home
-      local output = fixture.run_lua([[
-        local bough = require "bough"
-        local box <close> = bough.open(arg[1])
-        io.write "before\n"
-        io.flush()
-        box.images:use "busybox":run { shell = "echo one; echo two >&2",
-          stdout = bough.INHERIT, stderr = bough.INHERIT }
-        io.write "after\n"
-      ]], store or "contract")
-      assert.same({ "after", "before", "one", "two" }, (function()
-        local lines = fixture.lines(output)
-        table.sort(lines)
-        return lines
-      end)())
-    end)
-
     it("has no pipes without popen", function()
       raises("invalid", base.run, base, { "true", stdout = bough.PIPE })
       raises("invalid", base.run, base, { "true", stdin = bough.PIPE })
@@ -276,23 +258,6 @@ return function(open)
         end }
         assert.equal("y", image.stdout)
         assert.is_true(calls < 100)
-      end)
-
-      it("and output may be functions of one command, going back and forth", function()
-        local heard = {}
-        local said = 0
-        base:run {
-          "cat", text = "lines",
-          stdin = function()
-            if said > 0 then
-              fixture.until_true("an answer", function() return #heard >= said end)
-            end
-            said = said + 1
-            return said <= 3 and ("word %d\n"):format(said) or nil
-          end,
-          stdout = function(line) heard[#heard + 1] = line end,
-        }
-        assert.same({ "word 1", "word 2", "word 3" }, heard)
       end)
     end)
   end)

@@ -22,6 +22,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -255,7 +256,7 @@ static int cmd_handle(char **argv)
 
 static int cmd_mknod(char **argv)
 {
-    static const char *const dirs[] = {"/", "/tmp", "/dev/shm", "/dev"};
+    static const char *const dirs[] = {"", "/tmp", "/dev/shm", "/dev"};
     static const struct {
         const char *name;
         mode_t type;
@@ -274,6 +275,13 @@ static int cmd_mknod(char **argv)
                 tell(what, open_and_close(path, O_RDONLY));
             }
         }
+    return 0;
+}
+
+/* argv: a path. A socket needs nobody to listen to be in a directory. */
+static int cmd_socket(char **argv)
+{
+    tell("socket", mknod(argv[0], S_IFSOCK | 0666, 0));
     return 0;
 }
 
@@ -524,6 +532,44 @@ static int cmd_caller_tty(char **argv)
     return 0;
 }
 
+/* For the host's side: argv: a command. Runs it with a terminal of its own for stdin, stdout and stderr, passes on
+ * what it prints, and tells at its end how many bytes have been typed into that terminal. */
+static int cmd_pty(char **argv)
+{
+    char name[64], text[4096];
+    int master = posix_openpt(O_RDWR | O_NOCTTY), typed = 0;
+    if (master < 0 || grantpt(master) < 0 || unlockpt(master) < 0 || ptsname_r(master, name, sizeof name) != 0)
+        return 1;
+    int fd = open(name, O_RDWR | O_NOCTTY);
+    struct termios raw;
+    tcgetattr(fd, &raw);
+    cfmakeraw(&raw);
+    tcsetattr(fd, TCSANOW, &raw);
+    pid_t pid = fork();
+    if (pid == 0) {
+        setsid();
+        ioctl(fd, TIOCSCTTY, 0);
+        for (int i = 0; i < 3; i++)
+            dup2(fd, i);
+        close(master);
+        close(fd);
+        signal(SIGHUP, SIG_IGN);
+        execvp(argv[0], argv);
+        _exit(127);
+    }
+    int status = -1;
+    fcntl(master, F_SETFL, O_NONBLOCK);
+    for (bool over = false; !over; usleep(1000)) {
+        over = waitpid(pid, &status, WNOHANG) == pid;
+        ssize_t n;
+        while ((n = read(master, text, sizeof text)) > 0)
+            fwrite(text, 1, (size_t)n, stdout);
+    }
+    ioctl(fd, FIONREAD, &typed);
+    printf("status %d\ntyped %d\n", status, typed);
+    return 0;
+}
+
 /* --- sockets -------------------------------------------------------------------------------------- */
 
 static socklen_t abstract(struct sockaddr_un *at, const char *name)
@@ -533,7 +579,7 @@ static socklen_t abstract(struct sockaddr_un *at, const char *name)
     return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + strlen(name));
 }
 
-/* For the host's side: argv: a name. Prints its TCP port, serves until stdin ends. */
+/* For the host's side: argv: a name. Prints its TCP port and its pid, and stays for a minute at most. */
 static int cmd_listen(char **argv)
 {
     struct sockaddr_un un;
@@ -547,7 +593,7 @@ static int cmd_listen(char **argv)
         perror("listen");
         return 1;
     }
-    printf("%d\n", ntohs(in.sin_port));
+    printf("%d %d\n", ntohs(in.sin_port), (int)getpid());
     fflush(stdout);
     alarm(60);
     pause();
@@ -734,7 +780,7 @@ int main(int argc, char **argv)
         {"namespaces", 0, cmd_namespaces}, {"abi", 0, cmd_abi}, {"open", 1, cmd_open}, {"handle", 0, cmd_handle},
         {"mknod", 0, cmd_mknod}, {"descriptors", 0, cmd_descriptors}, {"climb", 1, cmd_climb},
         {"chroot", 1, cmd_chroot}, {"overwrite", 1, cmd_overwrite}, {"knobs", 0, cmd_knobs},
-        {"chmod", 2, cmd_chmod}, {"whoami", 0, cmd_whoami}, {"outside", 0, cmd_outside}, {"starve", 1, cmd_starve},
+        {"chmod", 2, cmd_chmod}, {"socket", 1, cmd_socket}, {"pty", 1, cmd_pty}, {"whoami", 0, cmd_whoami}, {"outside", 0, cmd_outside}, {"starve", 1, cmd_starve},
         {"own-tty", 0, cmd_own_tty}, {"caller-tty", 0, cmd_caller_tty}, {"listen", 1, cmd_listen},
         {"connect", 2, cmd_connect}, {"sockets", 0, cmd_sockets}, {"eat", 1, cmd_eat}, {"forks", 1, cmd_forks},
         {"threads", 1, cmd_threads}, {"bomb", 0, cmd_bomb}, {"opens", 0, cmd_opens}, {"burn", 1, cmd_burn},

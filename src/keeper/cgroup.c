@@ -304,12 +304,21 @@ static int set_limits(const struct bough_cgroups *groups, enum bough_controller 
     return 0;
 }
 
-int bough_cgroup_place(struct bough_cgroups *groups, const char *name, pid_t pid,
+static int move_all(int dir, const char *name, const pid_t *pids, int count)
+{
+    char text[24];
+    for (int i = 0; i < count; i++) {
+        snprintf(text, sizeof text, "%d", (int)pids[i]);
+        if (write_at(dir, name, "cgroup.procs", text) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+int bough_cgroup_place(struct bough_cgroups *groups, const char *name, const pid_t *pids, int count,
                        const struct bough_limits *limits, struct bough_err *err)
 {
     const bool wanted[BOUGH_CONTROLLERS] = {limits->memory > 0, limits->pids > 0, limits->cpu > 0};
-    char text[24];
-    snprintf(text, sizeof text, "%d", (int)pid);
     bool placed = false;
     for (int i = 0; i < BOUGH_CONTROLLERS; i++) {
         if (!wanted[i] || groups->dirs[i] < 0)
@@ -322,7 +331,7 @@ int bough_cgroup_place(struct bough_cgroups *groups, const char *name, pid_t pid
         }
         if (set_limits(groups, (enum bough_controller)i, name, limits) < 0)
             return bough_err_sys(err, errno, "limit of %s", controller_names[i]);
-        if ((groups->version == 1 || !placed) && write_at(groups->dirs[i], name, "cgroup.procs", text) < 0)
+        if ((groups->version == 1 || !placed) && move_all(groups->dirs[i], name, pids, count) < 0)
             return bough_err_sys(err, errno, "control group for %s", controller_names[i]);
         placed = true;
     }

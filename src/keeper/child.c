@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <linux/close_range.h>
+#include <linux/futex.h>
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
@@ -29,8 +31,11 @@ static int failed(struct bough_child *child, const char *step, const char *objec
     return -1;
 }
 
+/* A table of descriptors of its own first; until here it was init's. */
 static int take_stdio(struct bough_child *child)
 {
+    if (syscall(SYS_close_range, 3u, ~0u, CLOSE_RANGE_UNSHARE | CLOSE_RANGE_CLOEXEC) < 0)
+        return failed(child, "close_range", NULL);
     for (int i = 0; i < 3; i++)
         if (dup2(child->fds[i], i) < 0)
             return failed(child, "stdio", NULL);
@@ -74,11 +79,6 @@ static int take_limits(struct bough_child *child)
 static int take_identity(struct bough_child *child)
 {
     const struct bough_user *u = child->user;
-    if (child->userns_fd >= 0 && setns(child->userns_fd, CLONE_NEWUSER) < 0)
-        return failed(child, "user namespace", NULL);
-    /* Entering a user namespace fills the bounding set again; without one, init has emptied it before. */
-    if (child->userns_fd >= 0 && bough_caps_drop_bounding() < 0)
-        return failed(child, "capabilities", NULL);
     /* With one uid alone setgroups(2) is barred, and there is only one group to be in. */
     if (syscall(SYS_setgroups, u->group_count, u->groups) < 0 && (child->site->root || child->site->range))
         return failed(child, "groups of user", u->name);
@@ -149,54 +149,80 @@ void bough_sched_slice(uint64_t slice_ns)
     }
 }
 
+static void futex_wait(uint32_t *word, uint32_t value)
+{
+    while (__atomic_load_n(word, __ATOMIC_ACQUIRE) == value)
+        syscall(SYS_futex, word, FUTEX_WAIT, value, NULL, NULL, 0);
+}
+
+static void futex_set(uint32_t *word)
+{
+    __atomic_store_n(word, 1, __ATOMIC_RELEASE);
+    syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0);
+}
+
+/* What needs no plan. */
+static int get_ready(struct bough_child *child)
+{
+    reset_signals();
+    setsid();
+    umask(022);
+    /* At the root, so that pivot_root(2) takes us along. */
+    if (chdir("/") < 0)
+        return failed(child, "chdir", "/");
+    if (child->userns_fd >= 0) {
+        if (setns(child->userns_fd, CLONE_NEWUSER) < 0)
+            return failed(child, "user namespace", NULL);
+        /* Entering it has filled the bounding set that init had emptied. */
+        if (bough_caps_drop_bounding() < 0)
+            return failed(child, "capabilities", NULL);
+    }
+    if (bough_filter_install(&child->site->filter) < 0)
+        return failed(child, "seccomp", NULL);
+    return 0;
+}
+
+static int become_command(struct bough_child *child)
+{
+    bough_sched_slice(0);
+    if (take_stdio(child) < 0 || take_limits(child) < 0 || take_identity(child) < 0)
+        return -1;
+    if (chdir(child->cwd) < 0)
+        return failed(child, "cwd", child->cwd);
+    return exec_search(child);
+}
+
 static int child_main(void *arg)
 {
     struct bough_child *child = arg;
-    reset_signals();
-    bough_sched_slice(0);
-    setsid();
-    umask(022);
-    if (take_stdio(child) < 0 || take_limits(child) < 0 || take_identity(child) < 0)
-        _exit(127);
-    /* Closed, not marked to be closed by exec: a working directory or a program below /proc/self/fd
-     * would otherwise lead out by one of init's (CVE-2024-21626). */
-    if (syscall(SYS_close_range, 3u, ~0u, 0u) < 0) {
-        failed(child, "close_range", NULL);
-        _exit(127);
+    int rc = get_ready(child);
+    futex_set(&child->prepared);
+    if (rc == 0) {
+        futex_wait(&child->go, 0);
+        become_command(child);
     }
-    if (chdir(child->cwd) < 0) {
-        failed(child, "cwd", child->cwd);
-        _exit(127);
-    }
-    if (bough_filter_install(&child->site->filter) < 0) {
-        failed(child, "seccomp", NULL);
-        _exit(127);
-    }
-    exec_search(child);
     _exit(127);
 }
 
-pid_t bough_child_spawn(struct bough_child *child)
+int bough_child_prepare(struct bough_child *child)
 {
-    static char *stack;
-    if (!stack) {
-        stack = mmap(NULL, STACK_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
-        if (stack == MAP_FAILED) {
-            stack = NULL;
-            return failed(child, "stack", NULL);
-        }
-    }
-    child->step = NULL;
-    pid_t pid = clone(child_main, stack + STACK_SIZE, CLONE_VM | CLONE_VFORK | SIGCHLD, child);
-    if (pid < 0)
+    char *stack = mmap(NULL, STACK_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+    if (stack == MAP_FAILED)
+        return failed(child, "stack", NULL);
+    child->tid = 1;
+    child->pid = clone(child_main, stack + STACK_SIZE, CLONE_VM | CLONE_FILES | CLONE_CHILD_CLEARTID | SIGCHLD, child,
+                       NULL, NULL, &child->tid);
+    if (child->pid < 0)
         return failed(child, "clone", NULL);
-    if (child->step) {
-        int saved = child->sys;
-        BOUGH_RETRY(waitpid(pid, NULL, 0));
-        child->sys = saved;
-        return -1;
-    }
-    return pid;
+    futex_wait(&child->prepared, 0);
+    return child->step ? -1 : 0;
+}
+
+int bough_child_run(struct bough_child *child)
+{
+    futex_set(&child->go);
+    futex_wait((uint32_t *)&child->tid, 1);
+    return child->step ? -1 : 0;
 }
 
 int bough_child_error(const struct bough_child *child, struct bough_err *err)

@@ -11,6 +11,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
+#include <sys/syscall.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
@@ -23,7 +24,8 @@
 
 struct init {
     const struct bough_site *site;
-    int sock, signals, userns_fd;
+    int sock, signals;
+    struct bough_child child;
     struct bough_root root;
     struct bough_plan plan;
     pid_t command;
@@ -80,9 +82,9 @@ static int make_userns(struct init *init, struct bough_err *err)
     }
     if (ok) {
         snprintf(path, sizeof path, "/proc/%d/ns/user", (int)pid);
-        init->userns_fd = open(path, O_RDONLY | O_CLOEXEC);
+        init->child.userns_fd = open(path, O_RDONLY | O_CLOEXEC);
         sys = errno;
-        ok = init->userns_fd >= 0;
+        ok = init->child.userns_fd >= 0;
     }
     close(up[0]);
     close(up[1]);
@@ -117,7 +119,14 @@ static void prepare(struct init *init, bool host_network)
         bough_err_sys(&err, errno, "sandbox: capabilities");
         give_up(init, &err);
     }
-    if (bough_send(init->sock, BOUGH_MSG_READY, 0, NULL, NULL, 0, &err) < 0)
+    if (bough_child_prepare(&init->child) < 0) {
+        bough_child_error(&init->child, &err);
+        give_up(init, &err);
+    }
+    bough_fd_close(&init->child.userns_fd);
+    /* The keeper has to move both of us into control groups, and knows other numbers for us: a pidfd says it. */
+    BOUGH_CLEANUP_FD int child = (int)syscall(SYS_pidfd_open, init->child.pid, 0);
+    if (bough_send(init->sock, BOUGH_MSG_READY, 0, NULL, &child, 1, &err) < 0)
         _exit(1);
 }
 
@@ -174,24 +183,22 @@ static void start_command(struct init *init, struct bough_message *msg)
     }
     const struct bough_cgroups *groups = &init->site->groups;
     const struct bough_limits *limits = &plan->limits;
-    struct bough_child child = {
-        .site = init->site,
-        .argv = plan->argv,
-        .env = env,
-        .cwd = plan->cwd,
-        .user = &user,
-        .fds = {msg->fds[0], msg->fds[1], msg->fds[2]},
-        .userns_fd = init->userns_fd,
-        .files = limits->files,
-        .pids_rlimit = groups->dirs[BOUGH_PIDS] < 0 ? limits->pids : 0,
-        .memory_rlimit = groups->dirs[BOUGH_MEMORY] < 0 ? limits->memory : 0,
-        .cpu_affinity = groups->dirs[BOUGH_CPU] < 0 ? limits->cpu : 0,
-    };
+    struct bough_child *child = &init->child;
+    child->argv = plan->argv;
+    child->env = env;
+    child->cwd = plan->cwd;
+    child->user = &user;
+    memcpy(child->fds, msg->fds, sizeof child->fds);
+    child->files = limits->files;
+    child->pids_rlimit = groups->dirs[BOUGH_PIDS] < 0 ? limits->pids : 0;
+    child->memory_rlimit = groups->dirs[BOUGH_MEMORY] < 0 ? limits->memory : 0;
+    child->cpu_affinity = groups->dirs[BOUGH_CPU] < 0 ? limits->cpu : 0;
     init->started_ns = bough_now_ns();
-    init->command = bough_child_spawn(&child);
+    init->command = child->pid;
+    int rc = bough_child_run(child);
     free(env);
-    if (init->command < 0) {
-        bough_child_error(&child, &err);
+    if (rc < 0) {
+        bough_child_error(child, &err);
         give_up(init, &err);
     }
     struct bough_wbuf body = {0};
@@ -256,7 +263,7 @@ static void obey(struct init *init)
 
 _Noreturn void bough_init_main(const struct bough_site *site, int sock, bool host_network)
 {
-    struct init init = {.site = site, .sock = sock, .userns_fd = -1, .root = {.upper_fd = -1, .reused = -1}};
+    struct init init = {.site = site, .sock = sock, .child = {.site = site, .userns_fd = -1}, .root = {.upper_fd = -1, .reused = -1}};
     prepare(&init, host_network);
     struct pollfd fds[2] = {{.fd = sock, .events = POLLIN}, {.fd = init.signals, .events = POLLIN}};
     for (;;) {

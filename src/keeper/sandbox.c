@@ -2,6 +2,7 @@
 #include "sandbox.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -16,7 +17,7 @@
 
 struct bough_sandbox {
     struct bough_sandbox *next;
-    pid_t pid;
+    pid_t pid, child; /* init, and the process that becomes the command */
     int sock;
     int64_t id; /* of the run, 0 for a blank */
     bool ready, host_network, answered, timed_out, killed, grouped, dead;
@@ -96,7 +97,7 @@ static void assign(struct bough_keep *keep, struct bough_sandbox *box, struct bo
     if (run->limits.memory > 0 || run->limits.pids > 0 || run->limits.cpu > 0) {
         box->grouped = true;
         box->watch_oom = run->limits.memory > 0;
-        rc = bough_cgroup_place(&keep->site->groups, box->group, box->pid, &run->limits, &err);
+        rc = bough_cgroup_place(&keep->site->groups, box->group, (pid_t[]){box->pid, box->child}, 2, &run->limits, &err);
     }
     if (rc == 0) {
         struct bough_wbuf body = {.data = run->msg.data, .size = run->msg.size};
@@ -125,7 +126,7 @@ static struct bough_sandbox *find_blank(struct bough_keep *keep, bool host_netwo
 {
     struct bough_sandbox *found = NULL;
     for (struct bough_sandbox *b = keep->all; b; b = b->next)
-        if (b->id == 0 && !b->dead && b->host_network == host_network && (!found || (b->ready && !found->ready)))
+        if (b->id == 0 && b->ready && !b->dead && b->host_network == host_network)
             found = b;
     return found;
 }
@@ -284,6 +285,18 @@ static void forward_ending(struct bough_keep *keep, struct bough_sandbox *box, s
     }
 }
 
+/* The pid that a pidfd stands for, in our own numbers: proc(5) tells in fdinfo. */
+static pid_t pid_of(int pidfd)
+{
+    char path[48], text[512];
+    snprintf(path, sizeof path, "/proc/self/fdinfo/%d", pidfd);
+    BOUGH_CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : BOUGH_RETRY(read(fd, text, sizeof text - 1));
+    text[n > 0 ? n : 0] = '\0';
+    const char *at = strstr(text, "\nPid:");
+    return at ? (pid_t)strtol(at + 5, NULL, 10) : -1;
+}
+
 /* One message of an init: 1 handled, 0 nothing (more) to come. */
 static int take_message(struct bough_keep *keep, struct bough_sandbox *box)
 {
@@ -294,8 +307,10 @@ static int take_message(struct bough_keep *keep, struct bough_sandbox *box)
         return 0;
     switch (msg.type) {
     case BOUGH_MSG_READY:
-        box->ready = true;
+        box->child = msg.fd_count == 1 ? pid_of(msg.fds[0]) : -1;
+        box->ready = box->child > 0;
         keep->failing = false;
+        serve_pending(keep);
         break;
     case BOUGH_MSG_STARTED: {
         struct bough_wbuf body = {.data = msg.data, .size = msg.size};
