@@ -9,7 +9,7 @@ local system = require "system"
 
 local quote = scratch.quote
 
-local HOST_KILLS, KEEPER_KILLS = 100, 100
+local HOST_KILLS, KEEPER_KILLS = 10, 100
 local LUA = lfs.symlinkattributes("/proc/self/exe", "target")
 local OWN_UID = lfs.attributes("/proc/self", "uid")
 
@@ -25,7 +25,7 @@ local function wait_for(seconds, why, fn)
     local value = fn()
     if value then return value end
     if system.monotime() > until_ then error(("not within %d s: %s"):format(seconds, why()), 2) end
-    system.sleep(0.002)
+    bough.sleep(0.002) -- what an engine does in the background goes on
   end
 end
 
@@ -268,7 +268,7 @@ describe("a disk", function()
   local function one_line(text, kind, ...)
     assert.is_string(text)
     assert.match("^raised " .. kind .. " ", text)
-    for _, pattern in ipairs { ... } do assert.match(pattern, text) end
+    for _, pattern in ipairs { ... } do assert(text:find(pattern) or text:find(pattern, 1, true), text) end
   end
 
   it("that is full gives one clear line each time, and the rest goes on", function()

@@ -97,15 +97,22 @@ static void on_socket(uv_poll_t *poll, int status, int events)
 
 void bough_engine_kick(struct bough_engine *engine)
 {
-    if (engine->poll)
-        uv_poll_start(engine->poll, UV_READABLE | (bough_client_wants_write(engine->client) ? UV_WRITABLE : 0), on_socket);
+    if (!engine->poll)
+        return;
+    /* An engine that nobody waits for does not keep the loop alive: so a wait that nothing can end is found out. */
+    if (bough_client_outstanding(engine->client) > 0 || engine->closed)
+        uv_ref((uv_handle_t *)engine->poll);
+    else
+        uv_unref((uv_handle_t *)engine->poll);
+    uv_poll_start(engine->poll, UV_READABLE | (bough_client_wants_write(engine->client) ? UV_WRITABLE : 0), on_socket);
 }
 
 static bool on_hello(void *arg, struct bough_message *msg, const struct bough_err *err)
 {
     struct bough_engine *engine = arg;
     if (!msg) {
-        engine->failure = *err;
+        if (err->kind != BOUGH_ERR_closed) /* else it has given no reason */
+            engine->failure = *err;
         engine->gone = true;
         bough_cond_fire(&engine->changed);
         return false;
@@ -249,6 +256,7 @@ static void merge_record(struct bough_job *job)
 {
     struct merge *m = (struct merge *)job;
     m->due = bough_store_merge_done(job->engine->store, &m->plan, m->bytes, NULL);
+    bough_store_checkpoint(job->engine->store, NULL);
 }
 
 static void merge_finish(struct merge *m, bool again)

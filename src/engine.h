@@ -20,7 +20,7 @@ struct bough_fact {
 struct bough_engine {
     int refs;
     struct bough_loop *loop;
-    struct bough_store *store;
+    struct bough_store *store; /* NULL once it is closed and nothing is under way */
     struct bough_client *client;
     uv_poll_t *poll;       /* on the keeper's socket */
     bool closed;           /* no new requests */
@@ -33,7 +33,8 @@ struct bough_engine {
     size_t fact_count;
     struct bough_limits limits; /* for runs that say nothing */
     bool merging;
-    int busy;             /* jobs and runs under way */
+    int busy;             /* jobs under way */
+    struct bough_run *runs; /* all that exist, for gc: their images and parents are in use */
 };
 
 /* Opens store and keeper; returns at once. The hello fires `changed`. `xattr` names the kind of store. */

@@ -367,14 +367,24 @@ static int ask_gc(lua_State *L)
 {
     lua_settop(L, 3);
     struct question *q = ask(L, "gc");
-    if (lua_istable(L, 2)) {
-        lua_Unsigned count = lua_rawlen(L, 2);
-        q->keep = calloc(count + 1, sizeof *q->keep);
-        for (lua_Unsigned i = 0; q->keep && i < count; i++) {
-            lua_rawgeti(L, 2, (lua_Integer)i + 1);
-            q->keep[i] = copy_arg(L, -1);
-            lua_pop(L, 1);
-        }
+    bough_store_gc_mark(q->engine->store);
+    lua_Unsigned named = lua_istable(L, 2) ? lua_rawlen(L, 2) : 0, count = 0;
+    for (struct bough_run *run = q->engine->runs; run; run = run->next)
+        count += 2;
+    q->keep = calloc(named + count + 1, sizeof *q->keep);
+    if (!q->keep)
+        return luaL_error(L, "not enough memory");
+    for (count = 0; count < named; count++) {
+        lua_rawgeti(L, 2, (lua_Integer)count + 1);
+        q->keep[count] = copy_arg(L, -1);
+        lua_pop(L, 1);
+    }
+    /* Runs in flight are about to make images, and their parents are in use. */
+    for (struct bough_run *run = q->engine->runs; run; run = run->next) {
+        const char *const uuids[] = {run->parent, run->image.uuid};
+        for (int i = 0; i < 2; i++)
+            if (uuids[i][0] && !run->collected && run->state != BOUGH_RUN_FAILED && (q->keep[count] = strdup(uuids[i])) != NULL)
+                count++;
     }
     q->dry = lua_toboolean(L, 3);
     q->refs++;
@@ -508,6 +518,14 @@ static void set_boolean(lua_State *L, const char *name, bool value)
     lua_setfield(L, -2, name);
 }
 
+static void set_text(lua_State *L, const char *name, const char *text)
+{
+    if (text && *text) {
+        lua_pushstring(L, text);
+        lua_setfield(L, -2, name);
+    }
+}
+
 static void push_entry(lua_State *L, const struct bough_entry *e)
 {
     lua_createtable(L, 0, 10);
@@ -618,15 +636,25 @@ static void import_numbered(struct bough_job *job)
 static int copy_program(int from, int dir, const char *name, struct bough_err *err)
 {
     BOUGH_CLEANUP_FD int to = openat(dir, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0755);
+    BOUGH_CLEANUP_FREE char *block = NULL; /* for two file systems between which the kernel does not copy */
+    const size_t room = 256 * 1024;
     struct stat st;
     if (to < 0 || fstat(from, &st) < 0 || fchmod(to, 0755) < 0)
         return bough_err_sys(err, errno, "busybox");
-    off_t left = st.st_size;
-    while (left > 0) {
-        ssize_t n = BOUGH_RETRY(copy_file_range(from, NULL, to, NULL, (size_t)left, 0));
+    off_t at = 0;
+    while (at < st.st_size) {
+        off_t source = at;
+        ssize_t n = block ? 0 : BOUGH_RETRY(copy_file_range(from, &source, to, NULL, (size_t)(st.st_size - at), 0));
+        if (n <= 0) {
+            if (!block && !(block = malloc(room)))
+                return bough_err_sys(err, ENOMEM, "busybox");
+            n = BOUGH_RETRY(pread(from, block, room, at));
+            if (n > 0)
+                n = BOUGH_RETRY(write(to, block, (size_t)n));
+        }
         if (n <= 0)
             return bough_err_sys(err, n < 0 ? errno : EIO, "busybox");
-        left -= n;
+        at += n;
     }
     return 0;
 }
@@ -789,8 +817,8 @@ static int info_k(lua_State *L, int status, lua_KContext ctx)
     lua_setfield(L, -2, "limits");
     lua_pushstring(L, "local");
     lua_setfield(L, -2, "engine");
-    lua_pushstring(L, bough_store_home(engine->store));
-    lua_setfield(L, -2, "home");
+    if (engine->store) /* else it was closed between the answer and now */
+        set_text(L, "home", bough_store_home(engine->store));
     set_integer(L, "keeper_pid", engine->keeper_pid);
     set_integer(L, "images", q->info.images);
     set_integer(L, "tags", q->info.tags);
@@ -841,14 +869,6 @@ static void push_result(lua_State *L, const struct bough_result *r)
     set_number(L, "system_time", r->system_time);
     set_integer(L, "max_rss", r->max_rss);
     lua_setfield(L, -2, "resources");
-}
-
-static void set_text(lua_State *L, const char *name, const char *text)
-{
-    if (text && *text) {
-        lua_pushstring(L, text);
-        lua_setfield(L, -2, name);
-    }
 }
 
 void bough_lrow_push(lua_State *L, const struct bough_image *image)

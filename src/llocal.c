@@ -87,9 +87,18 @@ static void sweep_after(struct bough_job *job)
 {
     struct sweep_job *s = (struct sweep_job *)job;
     if (!job->engine->closed && !job->engine->gone) {
-        char **names = s->sweep.dead;
-        s->sweep.dead = NULL;
-        s->sweep.dead_count = 0;
+        long count = s->sweep.dead_count + s->sweep.orphans, n = 0;
+        char **names = calloc((size_t)count + 1, sizeof *names);
+        for (long i = 0; names && i < s->sweep.dead_count; i++, n++) {
+            names[n] = s->sweep.dead[i];
+            s->sweep.dead[i] = NULL;
+        }
+        for (long i = 0; names && i < s->sweep.orphans; i++)
+            if (asprintf(&names[n], "tmp/%s/trash-%lld", bough_store_owner(job->engine->store),
+                         (long long)s->sweep.trash[i]) >= 0)
+                n++;
+        if (names)
+            names[n] = NULL;
         bough_engine_remove(job->engine, names);
     }
     bough_sweep_clear(&s->sweep);
@@ -151,6 +160,33 @@ static int local_open(lua_State *L)
 
 /* -- close ------------------------------------------------------------------------------------- */
 
+struct shut_job {
+    struct bough_job job;
+    struct bough_store *store;
+};
+
+static void shut_work(struct bough_job *job)
+{
+    bough_store_close(((struct shut_job *)job)->store);
+}
+
+static void shut_after(struct bough_job *job)
+{
+    free(job);
+}
+
+/* Objects that are not collected yet keep the engine, but not its store: its lock and its files go with close,
+ * on another thread, because the last one out moves the log into the database. */
+static void shut_store(struct bough_engine *engine)
+{
+    struct shut_job *s = calloc(1, sizeof *s);
+    if (!s)
+        return; /* then it goes with the engine */
+    s->store = engine->store;
+    engine->store = NULL;
+    bough_job_start(engine, &s->job, shut_work, shut_after);
+}
+
 static int close_k(lua_State *L, int status, lua_KContext ctx)
 {
     (void)status;
@@ -159,6 +195,8 @@ static int close_k(lua_State *L, int status, lua_KContext ctx)
     if (!engine)
         return 0;
     /* The jobs as well: when close returns, nothing of this engine is under way any more. */
+    if (engine->gone && engine->busy == 0 && engine->store)
+        shut_store(engine);
     if (!engine->gone || engine->busy > 0)
         return bough_wait(L, &engine->changed, ctx, close_k);
     local->engine = NULL;

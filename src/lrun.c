@@ -213,6 +213,7 @@ static int wait_k(lua_State *L, int status, lua_KContext ctx)
         return bough_wait(L, &run->changed, 0, wait_k);
     if (run->closed)
         return bough_lerr(L, BOUGH_ERR_cancelled, "run", "the run was closed");
+    run->collected = true;
     bough_lrow_push(L, &run->image);
     return 1;
 }

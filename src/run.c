@@ -27,6 +27,11 @@ struct bough_run *bough_run_new(struct bough_engine *engine)
     run->refs = 1;
     run->engine = engine;
     bough_engine_ref(engine);
+    run->next = engine->runs;
+    run->link = &engine->runs;
+    if (run->next)
+        run->next->link = &run->next;
+    engine->runs = run;
     bough_cond_init(&run->changed, engine->loop);
     run->in.fd = run->in.source_fd = -1;
     for (int i = 0; i < 2; i++)
@@ -45,6 +50,9 @@ void bough_run_unref(struct bough_run *run)
 {
     if (--run->refs > 0)
         return;
+    *run->link = run->next;
+    if (run->next)
+        run->next->link = run->link;
     bough_in_close(&run->in);
     bough_out_close(&run->out[0]);
     bough_out_close(&run->out[1]);
@@ -308,7 +316,7 @@ static void prepare(struct bough_job *job)
     struct bough_store *store = job->engine->store;
     struct bough_image image = {0};
     j->rc = -1;
-    int found = bough_store_get(store, j->run->parent, &image, &j->err);
+    int found = bough_store_find(store, j->run->parent, image.uuid, &image.layer, &j->err);
     if (found == 0)
         bough_err_set(&j->err, BOUGH_ERR_not_found, "image %s: it is not in the store (any more)", j->run->parent);
     if (found == 1) {

@@ -23,11 +23,13 @@ enum bough_run_state {
 
 struct bough_run {
     int refs;
+    struct bough_run *next, **link; /* in engine->runs */
     struct bough_engine *engine;
     struct bough_cond changed;
     enum bough_run_state state;
     struct bough_err err;
     bool closed;      /* nobody wants its image: kill, keep nothing */
+    bool collected;   /* somebody has got its image: gc asks them from then on */
     bool disposable, has_image;
     char parent[BOUGH_UUID_SIZE];
     char *tag, *command;

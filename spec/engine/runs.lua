@@ -157,11 +157,11 @@ return function(open)
       end)
 
       it("the time of the processor, children's included", function()
-        local result = base:run { shell = "(i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done)" }.result
+        local result = base:run { shell = "(i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done)" }.result
         assert.is_true(result.user_time > 0.02, "no user time: " .. result.user_time)
         assert.is_true(result.user_time + result.system_time <= result.elapsed_time + 0.1)
         assert.equal(result.user_time, result.resources.user_time)
-        local calls = base:run { "dd", "if=/dev/zero", "of=/dev/null", "bs=64k", "count=60000" }.result
+        local calls = base:run { "dd", "if=/dev/zero", "of=/dev/null", "bs=64k", "count=20000" }.result
         assert.is_true(calls.system_time > 0.02, "no system time: " .. calls.system_time)
         local idle = base:run { "sleep", "0.2" }.result
         assert.is_true(idle.user_time + idle.system_time < 0.1)
@@ -244,7 +244,7 @@ return function(open)
       end)
 
       it("of processes: init and itself", function()
-        assert.equal("/proc/1 /proc/2\n", base:run("echo /proc/[0-9]*").stdout)
+        assert.match("^/proc/1 /proc/%d+\n$", base:run("echo /proc/[0-9]*").stdout)
       end)
     end)
 

@@ -655,6 +655,21 @@ static int cmd_eat(char **argv)
     return 0;
 }
 
+/* argv: megabytes. A file without a name, in memory that no address space shows. */
+static int cmd_memfd(char **argv)
+{
+    static char chunk[1 << 20];
+    int fd = memfd_create("hoard", MFD_CLOEXEC);
+    memset(chunk, 'x', sizeof chunk);
+    for (long i = 0; i < atol(argv[0]); i++)
+        if (write(fd, chunk, sizeof chunk) < 0) {
+            tell("write", -1);
+            return 3;
+        }
+    printf("hoarded %s\n", argv[0]);
+    return 0;
+}
+
 /* argv: how many at most. Each child stays. */
 static int cmd_forks(char **argv)
 {
@@ -782,7 +797,7 @@ int main(int argc, char **argv)
         {"chroot", 1, cmd_chroot}, {"overwrite", 1, cmd_overwrite}, {"knobs", 0, cmd_knobs},
         {"chmod", 2, cmd_chmod}, {"socket", 1, cmd_socket}, {"pty", 1, cmd_pty}, {"whoami", 0, cmd_whoami}, {"outside", 0, cmd_outside}, {"starve", 1, cmd_starve},
         {"own-tty", 0, cmd_own_tty}, {"caller-tty", 0, cmd_caller_tty}, {"listen", 1, cmd_listen},
-        {"connect", 2, cmd_connect}, {"sockets", 0, cmd_sockets}, {"eat", 1, cmd_eat}, {"forks", 1, cmd_forks},
+        {"connect", 2, cmd_connect}, {"sockets", 0, cmd_sockets}, {"eat", 1, cmd_eat}, {"memfd", 1, cmd_memfd}, {"forks", 1, cmd_forks},
         {"threads", 1, cmd_threads}, {"bomb", 0, cmd_bomb}, {"opens", 0, cmd_opens}, {"burn", 1, cmd_burn},
         {"files", 1, cmd_files}, {"daemon", 0, cmd_daemon},
     };

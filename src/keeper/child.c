@@ -31,7 +31,9 @@ static int failed(struct bough_child *child, const char *step, const char *objec
     return -1;
 }
 
-/* A table of descriptors of its own first; until here it was init's. */
+/* A table of descriptors of its own first; until here it was init's. Then all others are closed for good, not
+ * merely on exec: the steps that follow look up paths of the caller's, which may name a descriptor
+ * (CVE-2024-21626). */
 static int take_stdio(struct bough_child *child)
 {
     if (syscall(SYS_close_range, 3u, ~0u, CLOSE_RANGE_UNSHARE | CLOSE_RANGE_CLOEXEC) < 0)
@@ -39,6 +41,8 @@ static int take_stdio(struct bough_child *child)
     for (int i = 0; i < 3; i++)
         if (dup2(child->fds[i], i) < 0)
             return failed(child, "stdio", NULL);
+    if (syscall(SYS_close_range, 3u, ~0u, 0u) < 0)
+        return failed(child, "close_range", NULL);
     return 0;
 }
 

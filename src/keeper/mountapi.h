@@ -4,6 +4,7 @@
 #ifndef BOUGH_MOUNTAPI_H
 #define BOUGH_MOUNTAPI_H
 
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/openat2.h>
 #include <stdint.h>
@@ -65,7 +66,14 @@ static inline int bough_mount_readonly(const char *path)
 static inline int bough_openat2(int dir, const char *path, uint64_t flags, uint64_t resolve)
 {
     struct open_how how = {.flags = flags | O_CLOEXEC, .resolve = resolve};
-    return (int)syscall(SYS_openat2, dir, path, &how, sizeof how);
+    int fd = -1;
+    /* A ".." cannot be vouched for while mounts are made elsewhere: the kernel asks to try again. */
+    for (int i = 0; i < 1000; i++) {
+        fd = (int)syscall(SYS_openat2, dir, path, &how, sizeof how);
+        if (fd >= 0 || errno != EAGAIN)
+            break;
+    }
+    return fd;
 }
 
 #endif

@@ -36,6 +36,7 @@ struct unsent {
 struct bough_client {
     int sock;
     int64_t last_id;
+    int outstanding;
     struct call *calls[CALL_BUCKETS];
     struct unsent *unsent, **unsent_tail;
 };
@@ -160,6 +161,7 @@ static int add_call(struct bough_client *client, int64_t id, bough_client_heard 
     struct call **at = &client->calls[(uint64_t)id % CALL_BUCKETS];
     call->next = *at;
     *at = call;
+    client->outstanding++;
     return 0;
 }
 
@@ -170,6 +172,7 @@ void bough_client_forget(struct bough_client *client, int64_t id)
     if (call) {
         *at = call->next;
         free(call);
+        client->outstanding--;
     }
 }
 
@@ -219,6 +222,11 @@ void bough_client_free(struct bough_client *client)
 int bough_client_fd(const struct bough_client *client)
 {
     return client->sock;
+}
+
+int bough_client_outstanding(const struct bough_client *client)
+{
+    return client->outstanding;
 }
 
 bool bough_client_wants_write(const struct bough_client *client)

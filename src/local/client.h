@@ -28,6 +28,7 @@ void bough_client_free(struct bough_client *client);
 
 int bough_client_fd(const struct bough_client *client); /* the socket; -1 once the keeper has gone */
 bool bough_client_wants_write(const struct bough_client *client);
+int bough_client_outstanding(const struct bough_client *client); /* requests that await an answer */
 
 /* Called for each message of one request; `msg` is NULL when it failed, `err` then says how. A message of type
  * FAILED arrives as such an error. The message is cleared afterwards (take descriptors out of it).

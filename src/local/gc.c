@@ -493,14 +493,16 @@ static DIR *dir_open(int fd)
 
 static int sweep_add_dead(struct bough_sweep *out, const char *name)
 {
-    char **dead = reallocarray(out->dead, (size_t)out->dead_count + 1, sizeof *dead);
+    char **dead = reallocarray(out->dead, (size_t)out->dead_count + 2, sizeof *dead);
     if (!dead)
         return -1;
     out->dead = dead;
-    if (asprintf(&dead[out->dead_count], "tmp/%s", name) < 0)
-        return -1;
-    out->dead_count++;
-    return 0;
+    int length = asprintf(&dead[out->dead_count], "tmp/%s", name);
+    if (length < 0)
+        dead[out->dead_count] = NULL;
+    else
+        dead[++out->dead_count] = NULL;
+    return length < 0 ? -1 : 0;
 }
 
 /* The dead by name. With `newborn` those that died before they had one, for which the caller must

@@ -157,7 +157,7 @@ int bough_store_gc(struct bough_store *store, const char *const *keep, long keep
  * nobody holds, and moves layer directories without a row to tmp/<owner>/trash-<id>. Also drops
  * leases of dead owners. The keeper then removes the trees. */
 struct bough_sweep {
-    char **dead; /* owned array of owned names, relative to home */
+    char **dead; /* owned array of owned names, relative to home; NULL behind the last, NULL for none */
     long dead_count;
     long orphans; /* layer directories without a row, now trash */
     int64_t *trash; /* owned: their ids, `orphans` of them, now tmp/<owner>/trash-<id> */
