@@ -55,12 +55,10 @@ describe("limits", function()
   end
 
   it("say what they are enforced by", function()
-    local known = { memory = "^cgroup v[12]$ ^rlimit", pids = "^cgroup v[12]$ ^rlimit ^none", cpu = "^cgroup v[12]$ ^affinity",
-      disk = "^tmpfs$ ^none", files = "^rlimit" }
-    for name, patterns in pairs(known) do
-      local good = false
-      for pattern in patterns:gmatch "%S+ ?%S-" do good = good or force[name]:find(pattern) ~= nil end
-      assert.is_true(good, name .. ": " .. tostring(force[name]))
+    local known = { memory = "cgroup rlimit", pids = "cgroup rlimit none", cpu = "cgroup affinity",
+      disk = "tmpfs none", files = "rlimit" }
+    for name, mechanisms in pairs(known) do
+      assert.match(force[name]:match "^%a+", mechanisms, 1, true)
     end
   end)
 
@@ -199,23 +197,27 @@ describe("limits", function()
         assert.equal("ENOSPC", seen.file)
         -- a page each, at least
         assert.is_true(tonumber(seen.made) <= LIMIT / 4096 and tonumber(seen.made) >= LIMIT / 4096 * 0.9, seen.made)
-        assert.is_true(r.size <= LIMIT)
+        assert.is_true(r.size <= LIMIT * 1.1, tostring(r.size)) -- with their directory
       end
     end)
 
     it("stops files with nothing in them", function()
-      local r = base:run { shell = "mkdir /d; cd /d; i=0; while :>$i && [ $i -lt 4000 ]; do i=$((i+1)); done; ls | wc -l",
-        stderr = false, limits = { disk = "512k" }, timeout = 60 }
-      local made = tonumber(r.stdout:match "%d+")
-      if force.disk == "none" then
-        assert.is_true(made >= 4000)
-      else
-        assert.is_true(made < 4000, r.stdout)
+      for _, make in ipairs { "true >", "mkdir ", "ln -s x ", "ln /attack " } do
+        local r = base:run { shell = ("mkdir /d; cd /d; i=0; while %s$i && [ $i -lt 2000 ]; do i=$((i+1)); done; ls | wc -l")
+          :format(make), stderr = false, limits = { disk = "2M" }, timeout = 60 }
+        local made = tonumber(r.stdout:match "%d+")
+        if force.disk == "none" then
+          assert.is_true(made >= 2000)
+        else
+          assert.is_true(made < 1000, make .. made)
+          assert.is_true(r.size <= 4 * MB, make .. r.size)
+        end
       end
     end)
 
     it("counts a file of the image that is changed", function()
-      local r = base:run { shell = "echo x >>/bin/busybox", stderr = bough.STDOUT, limits = { disk = "256k" } }
+      local image = base:run { "cp", "/bin/busybox", "/bin/busybox.copy", check = true }
+      local r = image:run { shell = "echo x >>/bin/busybox.copy", stderr = bough.STDOUT, limits = { disk = "256k" } }
       if force.disk == "none" then
         assert.is_true(r.ok)
       else
@@ -361,7 +363,7 @@ describe("limits", function()
       local r = base:run { "yes", timeout = 0.3, disposable = true, truncate_output_at = 1000 }
       assert.is_true(r.timed_out)
       assert.equal(1000, #r.stdout)
-      assert.is_true(r.result.truncated.stdout)
+      assert.is_true(r.result.truncated.stdout > 0)
       r = base:run { shell = "mkfifo /tmp/f; cat /tmp/f", timeout = 0.3, disposable = true }
       assert.is_true(r.timed_out)
     end)

@@ -485,6 +485,6 @@ describe("the embedded engine", function()
     end
     collectgarbage()
     collectgarbage()
-    fixture.until_true("the keeper's end", function() return not fixture.read_file("/proc/" .. pid .. "/stat") end)
+    fixture.until_true("the keeper's end", function() return not fixture.alive(pid) end)
   end)
 end)

@@ -47,8 +47,10 @@ int bough_err_wrap(struct bough_err *err, const char *fmt, ...)
         va_start(ap, fmt);
         int n = vsnprintf(err->msg, sizeof err->msg, fmt, ap);
         va_end(ap);
-        if (n >= 0 && (size_t)n < sizeof err->msg)
-            snprintf(err->msg + n, sizeof err->msg - (size_t)n, ": %s", inner);
+        /* What does not fit is cut, by a precision that says so. */
+        int room = (int)sizeof err->msg - n - 3;
+        if (n >= 0 && room > 0)
+            snprintf(err->msg + n, sizeof err->msg - (size_t)n, ": %.*s", room, inner);
     }
     errno = saved;
     return -1;
@@ -108,5 +110,27 @@ enum bough_err_kind bough_err_kind_of(int sys)
 
 const char *bough_err_code(int sys)
 {
-    return sys ? strerrorname_np(sys) : NULL;
+    /* strerrorname_np(3) would do, but is the GNU library's alone. */
+    static const struct {
+        int sys;
+        const char *name;
+    } codes[] = {
+#define CODE(name) {name, #name}
+        CODE(EPERM), CODE(ENOENT), CODE(ESRCH), CODE(EINTR), CODE(EIO), CODE(ENXIO), CODE(E2BIG),
+        CODE(ENOEXEC), CODE(EBADF), CODE(ECHILD), CODE(EAGAIN), CODE(ENOMEM), CODE(EACCES),
+        CODE(EFAULT), CODE(ENOTBLK), CODE(EBUSY), CODE(EEXIST), CODE(EXDEV), CODE(ENODEV),
+        CODE(ENOTDIR), CODE(EISDIR), CODE(EINVAL), CODE(ENFILE), CODE(EMFILE), CODE(ENOTTY),
+        CODE(ETXTBSY), CODE(EFBIG), CODE(ENOSPC), CODE(ESPIPE), CODE(EROFS), CODE(EMLINK),
+        CODE(EPIPE), CODE(ENAMETOOLONG), CODE(ENOSYS), CODE(ENOTEMPTY), CODE(ELOOP),
+        CODE(EOVERFLOW), CODE(EILSEQ), CODE(EUSERS), CODE(ENOTSOCK), CODE(EMSGSIZE),
+        CODE(EOPNOTSUPP), CODE(EADDRINUSE), CODE(EADDRNOTAVAIL), CODE(ENETDOWN),
+        CODE(ENETUNREACH), CODE(ECONNABORTED), CODE(ECONNRESET), CODE(ENOBUFS), CODE(EISCONN),
+        CODE(ENOTCONN), CODE(ETIMEDOUT), CODE(ECONNREFUSED), CODE(EHOSTUNREACH), CODE(EALREADY),
+        CODE(EINPROGRESS), CODE(ESTALE), CODE(EDQUOT), CODE(ECANCELED),
+#undef CODE
+    };
+    for (size_t i = 0; i < sizeof codes / sizeof *codes; i++)
+        if (codes[i].sys == sys)
+            return codes[i].name;
+    return NULL;
 }

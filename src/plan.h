@@ -32,6 +32,8 @@ struct bough_plan {
     enum bough_network network;
     int64_t timeout_ms; /* 0: none */
     bool keep;          /* make a layer of what changed */
+    int streams;        /* bits 0-2: stdin, stdout, stderr have a descriptor with the plan; the others are the
+                         * sandbox's /dev/null */
 };
 
 void bough_plan_put(struct bough_wbuf *buf, const struct bough_plan *plan);

@@ -285,12 +285,17 @@ static void hand_over(struct bough_run *run, int64_t *stack, int64_t count)
         .keep = !run->disposable,
     };
     struct bough_wbuf body = {0};
-    int fds[3] = {-1, -1, -1};
-    bough_plan_put(&body, &plan);
+    int fds[3] = {-1, -1, -1}, sent[3], count_sent = 0;
     int rc = open_streams(run, fds, &err);
+    for (int i = 0; i < 3; i++)
+        if (fds[i] >= 0) {
+            plan.streams |= 1 << i;
+            sent[count_sent++] = fds[i];
+        }
+    bough_plan_put(&body, &plan);
     if (rc == 0) {
         run->refs++; /* until the keeper's last word */
-        run->id = bough_client_ask(engine->client, BOUGH_MSG_RUN, &body, fds, 3, on_message, run, &err);
+        run->id = bough_client_ask(engine->client, BOUGH_MSG_RUN, &body, sent, count_sent, on_message, run, &err);
         if (run->id < 0) {
             run->id = 0;
             bough_run_unref(run);

@@ -33,7 +33,8 @@ struct bough_out {
     struct bough_err err; /* of the sink; kind io.. when err.msg[0] */
 };
 
-/* Makes the pipe and starts reading; *theirs is the end for the command. */
+/* Makes the pipe and starts reading; *theirs is the end for the command, -1 for nothing: the host's own
+ * /dev/null is no present for a sandbox's root, who could change its mode. */
 int bough_out_open(struct bough_out *out, struct bough_loop *loop, struct bough_cond *changed, int *theirs,
                    struct bough_err *err);
 void bough_out_drain(struct bough_out *out); /* reads what is there: to the end when no writer is left */

@@ -49,6 +49,12 @@ function fixture.processes(text)
   return found
 end
 
+--- Whether there is such a process, and it is not over and merely waits to be reaped.
+function fixture.alive(pid)
+  local stat = read_file(("/proc/%d/stat"):format(pid))
+  return stat ~= nil and stat:match "%) (%a)" ~= "Z"
+end
+
 local marks = 0
 
 --- A number of seconds, as text, that no other `sleep` on this machine sleeps: to find it by.

@@ -122,17 +122,17 @@ end
 local function worker(box, source, name, told)
   local images = box.images
   local tags, count = {}, 0
-  -- Four tags that go round; `tags` has those that are in the store for certain.
+  -- Two tags that go round; `tags` has those that are in the store for certain.
   local function new_tag()
     count = count + 1
-    return ("%s-%d"):format(name, count % 4)
+    return ("%s-%d"):format(name, count % 2)
   end
   local function tagged(tag, uuid)
-    tags[count % 4 + 1] = tag
+    tags[count % 2 + 1] = tag
     told("tag", tag, uuid)
   end
   local function start_from()
-    local tag = tags[random(4)]
+    local tag = tags[random(2)]
     return images:get(tag and random(3) > 1 and tag or "base")
   end
   local steps = {
@@ -162,11 +162,11 @@ local function worker(box, source, name, told)
       told("tag", tag, images:import(source .. (random(2) == 1 and ".tar.gz" or ""), { tag = tag }).uuid)
     end,
     function()
-      local tag = tags[random(4)]
+      local tag = tags[random(2)]
       if tag then
         told("untag", tag)
         images:get(tag):untag()
-        for i = 1, 4 do
+        for i = 1, 2 do
           if tags[i] == tag then tags[i] = nil end
         end
       end

@@ -151,9 +151,14 @@ static void start_command(struct init *init, struct bough_message *msg)
     if (bough_plan_get(&msg->body, &init->plan, &err) < 0)
         give_up(init, &err);
     struct bough_plan *plan = &init->plan;
-    if (msg->fd_count == 5) {
-        bough_root_reuse(&init->root, msg->fds[3], msg->fds[4], msg->id);
-        msg->fds[3] = msg->fds[4] = -1;
+    int streams = __builtin_popcount((unsigned)plan->streams);
+    if (msg->fd_count < streams) {
+        bough_err_set(&err, BOUGH_ERR_protocol, "plan: its streams are missing");
+        give_up(init, &err);
+    }
+    if (msg->fd_count == streams + 2) {
+        bough_root_reuse(&init->root, msg->fds[streams], msg->fds[streams + 1], msg->id);
+        msg->fds[streams] = msg->fds[streams + 1] = -1;
     }
     if (bough_root_enter(&init->root, plan, &err) < 0 || bough_user_find(plan->user, &user, &err) < 0)
         give_up(init, &err);
@@ -188,7 +193,9 @@ static void start_command(struct init *init, struct bough_message *msg)
     child->env = env;
     child->cwd = plan->cwd;
     child->user = &user;
-    memcpy(child->fds, msg->fds, sizeof child->fds);
+    BOUGH_CLEANUP_FD int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    for (int i = 0, n = 0; i < 3; i++)
+        child->fds[i] = plan->streams & 1 << i ? msg->fds[n++] : null;
     child->files = limits->files;
     child->pids_rlimit = groups->dirs[BOUGH_PIDS] < 0 ? limits->pids : 0;
     child->memory_rlimit = groups->dirs[BOUGH_MEMORY] < 0 ? limits->memory : 0;
@@ -255,7 +262,7 @@ static void obey(struct init *init)
     int rc = bough_recv(init->sock, &msg, &err);
     if (rc <= 0)
         _exit(1); /* the keeper is gone */
-    if (msg.type == BOUGH_MSG_RUN && init->command == 0 && msg.fd_count >= 3)
+    if (msg.type == BOUGH_MSG_RUN && init->command == 0)
         start_command(init, &msg); /* keeps the message: the plan points into it */
     else if (msg.type == BOUGH_MSG_KILL)
         kill(-1, SIGKILL);

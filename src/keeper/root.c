@@ -216,7 +216,7 @@ static int make_staging(struct bough_root *root, const struct bough_plan *plan, 
     if (plan->limits.disk > 0) {
         char options[96];
         snprintf(options, sizeof options, "mode=0755,size=%lld,nr_inodes=%lld", (long long)plan->limits.disk,
-                 (long long)(plan->limits.disk / 512 + 1024));
+                 (long long)(plan->limits.disk / 4096 + 256)); /* a directory takes a block where it will lie */
         if (mount("bough-upper", "/upper", "tmpfs", MS_NOSUID | MS_NODEV, options) < 0)
             return fail(err, "disk limit: mounting", "tmpfs");
         tmpfs = open("/upper", O_RDONLY | O_DIRECTORY | O_CLOEXEC);

@@ -102,11 +102,13 @@ static void assign(struct bough_keep *keep, struct bough_sandbox *box, struct bo
     if (rc == 0) {
         struct bough_wbuf body = {.data = run->msg.data, .size = run->msg.size};
         struct bough_pooled kept = {.tree = -1, .upper = -1};
-        int fds[5] = {run->msg.fds[0], run->msg.fds[1], run->msg.fds[2], -1, -1};
-        bool reuse = run->stack && run->msg.fd_count == 3 && bough_pool_take(&keep->pool, run->stack, run->stack_count, &kept);
-        fds[3] = kept.tree;
-        fds[4] = kept.upper;
-        rc = bough_send(box->sock, BOUGH_MSG_RUN, kept.layer, &body, fds, reuse ? 5 : run->msg.fd_count, &err);
+        int fds[BOUGH_WIRE_FDS], count = run->msg.fd_count;
+        memcpy(fds, run->msg.fds, sizeof *fds * (size_t)count);
+        if (run->stack && count <= 3 && bough_pool_take(&keep->pool, run->stack, run->stack_count, &kept)) {
+            fds[count++] = kept.tree;
+            fds[count++] = kept.upper;
+        }
+        rc = bough_send(box->sock, BOUGH_MSG_RUN, kept.layer, &body, fds, count, &err);
         bough_pooled_clear(keep->site, &kept, false);
         box->stack = run->stack;
         box->stack_count = run->stack_count;
