@@ -162,7 +162,7 @@ describe("kill -9", function()
       pipe:close()
       assert(not last or not last:find "raised", last)
       local ok, count = pcall(aftermath, home, told, keepers)
-      if not ok then error(("round %d of seed %d: %s"):format(round, seed, count), 0) end
+      if not ok then error(("round %d of seed %d: %s"):format(round, seed, tostring(count)), 0) end
       most = math.max(most, count)
     end
     tell("%d kills of the host in %.1f s, up to %d images checked", HOST_KILLS, system.monotime() - started, most)
@@ -196,7 +196,7 @@ describe("kill -9", function()
       raises("closed", box.images.get, box.images, "base")
       box:close()
       local ok, count = pcall(aftermath, home, told, keepers)
-      if not ok then error(where .. count, 0) end
+      if not ok then error(where .. tostring(count), 0) end
       most = math.max(most, count)
     end
     tell("%d kills of the keeper in %.1f s, up to %d images checked", KEEPER_KILLS,

@@ -475,6 +475,17 @@ describe("isolation", function()
       assert.equal("new\n", sh("cd " .. arena.newest_layer(home) .. " && find . -mindepth 1 -printf '%P\n'"))
     end)
 
+    it("are seen by each run as they are: what another run of the same image did is not there", function()
+      for _, disposable in ipairs { true, false } do
+        for _ = 1, 3 do
+          local marked = try(base, { "mark" }, { disposable = disposable })
+          assert.equal("ok", marked.times)
+          assert.same({ user = "ENODATA", overlay = "ENODATA", times = "new", shm = "ENOENT", queue = "ENOENT",
+            segment = "ENOENT" }, try(base, { "marks" }))
+        end
+      end
+    end)
+
     it("do not bring the device nodes of an imported directory along", function()
       local tree = arena.tree(attack)
       local made = scratch.is_root

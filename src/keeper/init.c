@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
@@ -26,6 +27,7 @@ struct init {
     const struct bough_site *site;
     int sock, signals;
     struct bough_child child;
+    bool host_network;
     struct bough_root root;
     struct bough_plan plan;
     pid_t command;
@@ -95,9 +97,13 @@ static int make_userns(struct init *init, struct bough_err *err)
     return ok ? 0 : bough_err_sys(err, sys, "sandbox: user namespace");
 }
 
-static void prepare(struct init *init, bool host_network)
+static void prepare(struct init *init, int netns)
 {
     struct bough_err err;
+    bool used_before = netns >= 0;
+    if (used_before && setns(netns, CLONE_NEWNET) < 0)
+        _exit(1);
+    bough_fd_close(&netns);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     prctl(PR_SET_DUMPABLE, 0);
     prctl(PR_SET_NAME, "bough-init");
@@ -113,7 +119,7 @@ static void prepare(struct init *init, bool host_network)
         bough_err_sys(&err, errno, "sandbox: signalfd");
         give_up(init, &err);
     }
-    if (bough_root_blank(&init->root, init->site, host_network, &err) < 0 || make_userns(init, &err) < 0)
+    if (bough_root_blank(&init->root, init->site, init->host_network, !init->host_network && !used_before, &err) < 0 || make_userns(init, &err) < 0)
         give_up(init, &err);
     if (bough_caps_drop_bounding() < 0) {
         bough_err_sys(&err, errno, "sandbox: capabilities");
@@ -142,6 +148,16 @@ static void own_null(struct bough_message *msg)
         if (ours >= 0)
             dup3(ours, msg->fds[i], O_CLOEXEC);
     }
+}
+
+/* When the memory limit is reached the command and its children are to go, not init, which has to report. */
+static void go_first(pid_t command)
+{
+    char path[48];
+    snprintf(path, sizeof path, "/proc/%d/oom_score_adj", (int)command);
+    BOUGH_CLEANUP_FD int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd >= 0)
+        (void)!write(fd, "800", 3);
 }
 
 static void start_command(struct init *init, struct bough_message *msg)
@@ -208,11 +224,27 @@ static void start_command(struct init *init, struct bough_message *msg)
         bough_child_error(child, &err);
         give_up(init, &err);
     }
+    if (child->memory_rlimit == 0 && limits->memory > 0)
+        go_first(init->command);
     struct bough_wbuf body = {0};
     bough_put_i64(&body, init->command);
     bough_send(init->sock, BOUGH_MSG_STARTED, 0, &body, NULL, 0, NULL);
     bough_wbuf_free(&body);
     bough_msg_clear(msg);
+}
+
+/* A descriptor of the network namespace if it is as good as new. Nobody inside may configure it, and without a
+ * single byte over its only device it holds no connection, not even one in TIME_WAIT. */
+static int unused_network(void)
+{
+    char text[1024];
+    BOUGH_CLEANUP_FD int fd = open("/proc/self/net/dev", O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : BOUGH_RETRY(read(fd, text, sizeof text - 1));
+    text[n > 0 ? n : 0] = '\0';
+    const char *lo = strstr(text, "lo:");
+    if (!lo || strtoull(lo + 3, NULL, 10) != 0)
+        return -1;
+    return open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
 }
 
 /* The command is over: so is everything it left running. */
@@ -225,18 +257,28 @@ static _Noreturn void finish(struct init *init)
     kill(-1, SIGKILL);
     while (BOUGH_RETRY(waitpid(-1, NULL, 0)) > 0)
         continue;
+    /* Files there count as memory: with a limit they might leave none for what follows. */
+    if (init->plan.limits.memory > 0)
+        umount2("/dev/shm", MNT_DETACH);
     getrusage(RUSAGE_CHILDREN, &usage);
     e->user_us = usage.ru_utime.tv_sec * 1000000LL + usage.ru_utime.tv_usec;
     e->system_us = usage.ru_stime.tv_sec * 1000000LL + usage.ru_stime.tv_usec;
     e->max_rss = usage.ru_maxrss * 1024LL;
-    int fds[2] = {-1, -1};
-    if (bough_root_seal(&init->root, init->plan.keep, &fds[0], e, &err) < 0)
+    /* What another run may use: the overlay when nothing was changed, the network when nothing was sent. */
+    int spare, fds[3], count = 0;
+    int netns = init->host_network ? -1 : unused_network();
+    if (bough_root_seal(&init->root, init->plan.keep, &spare, e, &err) < 0)
         give_up(init, &err);
-    fds[1] = init->root.upper_fd;
+    if (spare >= 0) {
+        fds[count++] = spare;
+        fds[count++] = init->root.upper_fd;
+    }
+    if (netns >= 0)
+        fds[count++] = netns;
     struct bough_wbuf body = {0};
     bough_ending_put(&body, e);
-    bough_send(init->sock, BOUGH_MSG_EXITED, 0, &body, fds, fds[0] >= 0 ? 2 : 0, NULL);
-    if (fds[0] < 0)
+    bough_send(init->sock, BOUGH_MSG_EXITED, 0, &body, fds, count, NULL);
+    if (spare < 0)
         bough_root_tidy(&init->root, e->changed);
     _exit(0);
 }
@@ -268,10 +310,11 @@ static void obey(struct init *init)
         kill(-1, SIGKILL);
 }
 
-_Noreturn void bough_init_main(const struct bough_site *site, int sock, bool host_network)
+_Noreturn void bough_init_main(const struct bough_site *site, int sock, bool host_network, int netns)
 {
     struct init init = {.site = site, .sock = sock, .child = {.site = site, .userns_fd = -1}, .root = {.upper_fd = -1, .reused = -1}};
-    prepare(&init, host_network);
+    init.host_network = host_network;
+    prepare(&init, netns);
     struct pollfd fds[2] = {{.fd = sock, .events = POLLIN}, {.fd = init.signals, .events = POLLIN}};
     for (;;) {
         if (poll(fds, 2, -1) < 0 && errno != EINTR)

@@ -8,7 +8,8 @@
 
 #include "site.h"
 
-/* Does not return. `sock` is the end that belongs to init. */
-_Noreturn void bough_init_main(const struct bough_site *site, int sock, bool host_network);
+/* Does not return. `sock` is the end that belongs to init; `netns`, a network namespace to use that no packet has
+ * crossed yet, or -1: it has one of its own (or the host's). */
+_Noreturn void bough_init_main(const struct bough_site *site, int sock, bool host_network, int netns);
 
 #endif

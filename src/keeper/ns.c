@@ -9,6 +9,7 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "../sys.h"
@@ -194,6 +195,11 @@ int bough_site_probe(struct bough_site *site, struct bough_err *err)
         if (mkdir(dirs[i], 0755) < 0 && errno != EEXIST)
             return bough_err_sys(err, errno, "store %s", site->home);
     chmod("0/fs/tmp", 01777);
+    /* Who is root of a user namespace only, as in a rootless container, may not make what root's layers are made of. */
+    if (site->root && setxattr("0/none", "trusted.bough", "", 0, 0) < 0 && errno == EPERM)
+        return bough_err_set(err, BOUGH_ERR_unsupported,
+                             "this root has not the rights of the machine's root (uid 0 of a user namespace?); "
+                             "run as an ordinary user instead");
     static const char *const files[] = {"0/fs/etc/hosts", "0/fs/etc/hostname", "0/fs/etc/resolv.conf"};
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         int fd = open(files[i], O_WRONLY | O_CREAT | O_CLOEXEC, 0644);

@@ -7,8 +7,8 @@
 
 #include "site.h"
 
-/* Forks the nursery; *sock is the keeper's end. It answers each BLANK (body: host network or not) with a
- * BLANK (body: pid; descriptor: control socket) or FAILED. */
+/* Forks the nursery; *sock is the keeper's end. It answers each BLANK (id: host network or not; perhaps a
+ * descriptor: the network namespace to use) with a BLANK (body: pid; descriptor: control socket) or FAILED. */
 pid_t bough_nursery_start(struct bough_site *site, int *sock, struct bough_err *err);
 
 #endif

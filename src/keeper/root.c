@@ -13,6 +13,7 @@
 #include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "../sys.h"
@@ -162,14 +163,14 @@ static void bring_up_network(void)
     }
 }
 
-int bough_root_blank(struct bough_root *root, const struct bough_site *site, bool host_network,
+int bough_root_blank(struct bough_root *root, const struct bough_site *site, bool host_network, bool set_up_network,
                      struct bough_err *err)
 {
     *root = (struct bough_root){.site = site, .base_fd = -1, .owner_fd = -1, .upper_fd = -1, .reused = -1};
     if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
         return bough_err_sys(err, errno, "sandbox: mounting /proc%s",
                              site->root ? "" : " (is part of the host's /proc covered by other mounts?)");
-    if (!host_network)
+    if (set_up_network)
         bring_up_network();
     /* With the host's network, or a partly covered /sys, there is none to be had. */
     if (host_network || mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY, NULL) < 0)
@@ -309,6 +310,23 @@ static void cover_etc(int image, const char *name, const char *text)
         bough_attach(tree, at);
 }
 
+/* Whether the upper layer's root directory has xattrs that overlayfs did not put there. The image's "user.overlay.x"
+ * is "user.overlay.overlay.x" below where "user.overlay." is overlayfs's own. */
+static bool is_marked(const struct bough_root *root)
+{
+    const char *own = root->site->root ? "trusted.overlay." : "user.overlay.";
+    size_t length = strlen(own);
+    char names[2048];
+    ssize_t n = flistxattr(root->upper_fd, names, sizeof names);
+    if (n < 0)
+        return errno == ERANGE;
+    for (const char *name = names; name < names + n; name += strlen(name) + 1)
+        if ((strncmp(name, own, length) != 0 || strncmp(name + length, "overlay.", 8) == 0) &&
+            strcmp(name, "security.selinux") != 0)
+            return true;
+    return false;
+}
+
 void bough_root_reuse(struct bough_root *root, int reused, int upper, int64_t layer)
 {
     root->reused = reused;
@@ -326,6 +344,7 @@ static int attach_reused(struct bough_root *root, struct bough_err *err)
     root->root_mode = st.st_mode & 07777;
     root->root_uid = st.st_uid;
     root->root_gid = st.st_gid;
+    futimens(root->upper_fd, NULL); /* the times are nobody's message to us */
     return 0;
 }
 
@@ -337,6 +356,7 @@ int bough_root_enter(struct bough_root *root, const struct bough_plan *plan, str
     } else if (make_staging(root, plan, err) < 0 || mount_image(root, plan, err) < 0) {
         return -1;
     }
+    root->root_marked = is_marked(root);
     BOUGH_CLEANUP_FD int image = open("/new", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (image < 0)
         return fail(err, "open", "/new");
@@ -361,7 +381,7 @@ static bool is_untouched(const struct bough_root *root)
 {
     struct stat st;
     if (fstat(root->upper_fd, &st) < 0 || (st.st_mode & 07777) != root->root_mode ||
-        st.st_uid != root->root_uid || st.st_gid != root->root_gid)
+        st.st_uid != root->root_uid || st.st_gid != root->root_gid || (is_marked(root) && !root->root_marked))
         return false;
     char entries[512];
     long n;

@@ -35,9 +35,12 @@ struct bough_root {
     int reused;     /* an overlay mounted before, to be used instead of a new one; -1 */
     bool in_memory; /* the upper layer is a tmpfs, for a disk limit */
     uint32_t root_mode, root_uid, root_gid; /* of the image's root directory */
+    bool root_marked; /* it had xattrs of its own before the run */
 };
 
-int bough_root_blank(struct bough_root *root, const struct bough_site *site, bool host_network, struct bough_err *err);
+/* `set_up_network`: the network namespace is new. */
+int bough_root_blank(struct bough_root *root, const struct bough_site *site, bool host_network, bool set_up_network,
+                     struct bough_err *err);
 /* `reused` and `upper` (taken over): an overlay on the plan's stack that an earlier run of the name `layer` left
  * untouched; -1: mount one. */
 void bough_root_reuse(struct bough_root *root, int reused, int upper, int64_t layer);

@@ -21,8 +21,8 @@ struct bough_sandbox {
     int sock;
     int64_t id; /* of the run, 0 for a blank */
     bool ready, host_network, answered, timed_out, killed, grouped, dead;
-    bool watch_oom;
-    int64_t deadline_ns, kill_ns; /* 0: none */
+    bool watch_oom, started;
+    int64_t started_ns, deadline_ns, kill_ns; /* 0: none */
     char group[24];
     int64_t *stack, stack_count; /* of the run, owned; NULL: its overlay is not for keeping */
 };
@@ -52,7 +52,10 @@ void bough_keep_init(struct bough_keep *keep)
 
 static void order_blank(struct bough_keep *keep, bool host_network)
 {
-    if (bough_send(keep->nursery, BOUGH_MSG_BLANK, host_network, NULL, NULL, 0, NULL) == 0)
+    BOUGH_CLEANUP_FD int netns = -1;
+    if (!host_network && keep->network_count > 0)
+        netns = keep->networks[--keep->network_count];
+    if (bough_send(keep->nursery, BOUGH_MSG_BLANK, host_network, NULL, &netns, netns >= 0, NULL) == 0)
         keep->making++;
 }
 
@@ -114,6 +117,7 @@ static void assign(struct bough_keep *keep, struct bough_sandbox *box, struct bo
         box->stack_count = run->stack_count;
         run->stack = NULL;
     }
+    box->started_ns = bough_now_ns();
     if (run->timeout_ms > 0)
         box->deadline_ns = bough_now_ns() + run->timeout_ms * 1000000;
     if (rc < 0) {
@@ -260,6 +264,12 @@ void bough_keep_nursery(struct bough_keep *keep)
     bough_msg_clear(&msg);
 }
 
+static void keep_network(struct bough_keep *keep, int *netns)
+{
+    if (keep->network_count < BOUGH_POOL_MAX)
+        keep->networks[keep->network_count++] = bough_steal_fd(netns);
+}
+
 static void forward_ending(struct bough_keep *keep, struct bough_sandbox *box, struct bough_message *msg)
 {
     struct bough_ending ending;
@@ -275,7 +285,9 @@ static void forward_ending(struct bough_keep *keep, struct bough_sandbox *box, s
     bough_ending_put(&body, &ending);
     bough_send(keep->host, BOUGH_MSG_EXITED, box->id, &body, NULL, 0, NULL);
     bough_wbuf_free(&body);
-    if (msg->fd_count == 2) {
+    if (msg->fd_count == 1 || msg->fd_count == 3)
+        keep_network(keep, &msg->fds[msg->fd_count - 1]);
+    if (msg->fd_count >= 2) {
         struct bough_pooled kept = {.tree = msg->fds[0], .upper = msg->fds[1], .layer = ending.layer,
                                     .stack = box->stack, .count = box->stack_count};
         msg->fds[0] = msg->fds[1] = -1;
@@ -315,6 +327,7 @@ static int take_message(struct bough_keep *keep, struct bough_sandbox *box)
         serve_pending(keep);
         break;
     case BOUGH_MSG_STARTED: {
+        box->started = true;
         struct bough_wbuf body = {.data = msg.data, .size = msg.size};
         bough_send(keep->host, BOUGH_MSG_STARTED, box->id, &body, NULL, 0, NULL);
         break;
@@ -349,6 +362,32 @@ void bough_keep_init_ready(struct bough_keep *keep, struct bough_sandbox *box)
     }
 }
 
+/* Its init is dead and has not said why. */
+static void speak_for(struct bough_keep *keep, struct bough_sandbox *box)
+{
+    struct bough_err err;
+    if (box->watch_oom && bough_cgroup_oom(&keep->site->groups, box->group)) {
+        /* The limit was so tight that init went with the rest. That is a result too, of a run that has
+         * written nothing. */
+        struct bough_ending ending = {.status = SIGKILL, .oom = true, .timed_out = box->timed_out, .killed = box->killed,
+                                      .elapsed_ns = bough_now_ns() - box->started_ns};
+        struct bough_wbuf body = {0};
+        if (box->started) {
+            bough_ending_put(&body, &ending);
+            bough_send(keep->host, BOUGH_MSG_EXITED, box->id, &body, NULL, 0, NULL);
+            bough_wbuf_free(&body);
+            return;
+        }
+        bough_err_set(&err, BOUGH_ERR_resource, "limits.memory: too little for a sandbox to start in");
+    } else {
+        bough_err_set(&err, BOUGH_ERR_io, "sandbox: its init was killed from outside");
+    }
+    if (box->id)
+        bough_keep_fail(keep->host, box->id, &err);
+    else
+        blank_failed(keep, &err);
+}
+
 bool bough_keep_reaped(struct bough_keep *keep, pid_t pid)
 {
     struct bough_sandbox *box = keep->all;
@@ -359,14 +398,8 @@ bool bough_keep_reaped(struct bough_keep *keep, pid_t pid)
     epoll_ctl(keep->epoll, EPOLL_CTL_DEL, box->sock, NULL);
     while (take_message(keep, box))
         continue;
-    if (!box->answered) {
-        struct bough_err err;
-        bough_err_set(&err, BOUGH_ERR_io, "sandbox: its init was killed from outside");
-        if (box->id)
-            bough_keep_fail(keep->host, box->id, &err);
-        else
-            blank_failed(keep, &err);
-    }
+    if (!box->answered)
+        speak_for(keep, box);
     box->dead = true;
     if (box->grouped && !bough_cgroup_remove(&keep->site->groups, box->group)) {
         box->kill_ns = bough_now_ns() + 2000000; /* the kernel is still letting go: try again soon */

@@ -22,6 +22,8 @@ struct bough_keep {
     int making, blanks, running;
     bool failing;   /* the last blank could not be made: none is ordered ahead of need */
     struct bough_pool pool;
+    int networks[BOUGH_POOL_MAX]; /* namespaces that no packet has crossed */
+    int network_count;
     struct bough_sandbox *all;
     struct bough_pending *pending, **pending_tail;
 };
