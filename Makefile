@@ -9,7 +9,7 @@ PACKAGES := gcc libc6-dev make pkg-config \
   lua5.4 liblua5.4-dev libuv1-dev libsqlite3-dev libarchive-dev zlib1g-dev libseccomp-dev \
   libcurl4-openssl-dev lua-cjson busybox-static uidmap
 # what the tests use besides
-TEST_PACKAGES := lua-busted lua-check lua-system luarocks valgrind mmdebstrap zstd xz-utils
+TEST_PACKAGES := lua-busted lua-check lua-cqueues lua-luv lua-system luarocks valgrind mmdebstrap zstd xz-utils
 # what `make lint` and `make bench` use besides
 LINT_PACKAGES := clang-format clang-tidy
 BENCH_PACKAGES := bubblewrap crun runc lua-system

@@ -108,7 +108,7 @@ describe("isolation", function()
       local before = lfs.attributes("/dev/null", "permissions")
       local seen = arena.outcomes(shell "/attack chmod 640 /proc/self/fd/0 /dev/null")
       refused(seen, "EROFS EPERM", 2)
-      local r = base:run { shell = "/attack chmod 640 /proc/$$/fd/1 >&2; true", stdout = false, disposable = true }
+      local r = base:run { shell = "exec 5>&1; /attack chmod 640 /proc/self/fd/5 >&2", stdout = false, disposable = true }
       refused(arena.outcomes(r.stderr), "EROFS EPERM", 1)
       assert.equal(before, lfs.attributes("/dev/null", "permissions"))
     end)
@@ -124,7 +124,7 @@ describe("isolation", function()
 
     it("given as stdout get what was written and nothing else of it", function()
       local target = scratch.dir() .. "/out"
-      base:run { shell = "echo said; /attack chmod 4777 /proc/$$/fd/1 >&2; true", stdout = target, stderr = false,
+      base:run { shell = "exec 5>&1; echo said; /attack chmod 4777 /proc/self/fd/5 >&2", stdout = target, stderr = false,
         disposable = true }
       assert.equal("said\n", read_host(target))
       assert.equal("rw-r--r--", lfs.attributes(target, "permissions"))
@@ -189,7 +189,8 @@ describe("isolation", function()
       refused(try(base, { "modules" }), "EPERM", 3)
     end)
 
-    it("refuses kexec, reboot, swap, bpf, perf, userfaultfd, io_uring, keys, clocks, ports and more", function()
+    it("refuses kexec, reboot, swap, bpf, perf, userfaultfd, io_uring, keys, clocks, ports and"
+      .. " more", function()
       refused(try(base, { "kernel" }), "EPERM EACCES", 28)
     end)
 
@@ -335,7 +336,8 @@ describe("isolation", function()
   end)
 
   describe("the caller's terminal", function()
-    it("takes no typing: TIOCSTI and TIOCLINUX, with high bits set too (CVE-2017-5226, CVE-2019-10063)", function()
+    it("takes no typing: TIOCSTI and TIOCLINUX, with high bits set too (CVE-2017-5226,"
+      .. " CVE-2019-10063)", function()
       -- The host program has the terminal and hands it on with INHERIT.
       local script = scratch.file(([[
         local bough = require "bough"
@@ -419,7 +421,8 @@ describe("isolation", function()
 
     before_each(function() victim = scratch.file "as it was\n" end)
 
-    it("whose /proc, /dev or /sys is a link are refused, and nothing is mounted elsewhere (CVE-2019-19921)", function()
+    it("whose /proc, /dev or /sys is a link are refused, and nothing is mounted elsewhere"
+      .. " (CVE-2019-19921)", function()
       for _, name in ipairs { "proc", "dev", "sys" } do
         for _, target in ipairs { "/tmp", "tmp", "/proc/self/fd/3", ".." .. UP .. secret:match "^(.*)/" } do
           local image = image_with(("ln -s %s %s"):format(target, name))

@@ -159,7 +159,8 @@ describe("limits", function()
       assert.is_true(tonumber(r.stdout:match "(%d+)%s*$") <= 64 * MB)
     end)
 
-    it("holds files in memory that have no name (memfd_create) and pipes where a control group does", function()
+    it("holds files in memory that have no name (memfd_create) and pipes where a control group"
+      .. " does", function()
       local _, r = try(base, { "memfd", "500" }, { limits = { memory = "64M" } })
       if in_group "memory" then
         assert.is_true(r.result.oom)

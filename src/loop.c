@@ -1,7 +1,10 @@
 #define _GNU_SOURCE
 #include "loop.h"
 
+#include <fcntl.h>
 #include <poll.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "sys.h"
 
@@ -9,6 +12,7 @@ struct bough_loop {
     uv_loop_t uv;
     struct bough_waiter *ready; /* circular, the first one */
     size_t ready_count;
+    unsigned places;           /* bits of 0, 1, 2: standard descriptors that we hold */
     uint64_t wakes;            /* how often somebody got ready, ever */
     struct bough_timer *armed; /* handed out */
     struct bough_timer *spare; /* given back: a wait costs neither malloc nor uv_close */
@@ -50,12 +54,39 @@ static void list_remove(struct bough_waiter **head, struct bough_waiter *waiter)
     waiter->next = waiter->prev = NULL;
 }
 
+/* What the host prints must not go into a descriptor of ours, and libuv aborts when it closes one
+ * below 3. Where the host has closed its own, /dev/null keeps the place while the loop lives. */
+static void places_take(struct bough_loop *loop)
+{
+    for (int fd = 0; fd < 3; fd++) {
+        if (fcntl(fd, F_GETFD) >= 0)
+            continue;
+        int got = open("/dev/null", O_RDWR | O_CLOEXEC);
+        if (got == fd)
+            loop->places |= 1u << fd;
+        else if (got >= 0)
+            close(got);
+    }
+}
+
+static void places_give_back(const struct bough_loop *loop)
+{
+    struct stat null, st;
+    if (loop->places == 0 || stat("/dev/null", &null) < 0)
+        return;
+    for (int fd = 0; fd < 3; fd++)
+        if ((loop->places & 1u << fd) && fstat(fd, &st) == 0 && S_ISCHR(st.st_mode) && st.st_rdev == null.st_rdev)
+            close(fd);
+}
+
 struct bough_loop *bough_loop_new(void)
 {
     struct bough_loop *loop = calloc(1, sizeof *loop);
     if (!loop)
         return NULL;
+    places_take(loop);
     if (uv_loop_init(&loop->uv) != 0) {
+        places_give_back(loop);
         free(loop);
         return NULL;
     }
@@ -93,6 +124,7 @@ void bough_loop_free(struct bough_loop *loop)
     while (uv_run(&loop->uv, UV_RUN_DEFAULT) != 0)
         ;
     uv_loop_close(&loop->uv);
+    places_give_back(loop);
     free(loop);
 }
 

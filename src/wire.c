@@ -301,6 +301,12 @@ int bough_recv(int sock, struct bough_message *msg, struct bough_err *err)
                 close(fd);
         }
     }
+    if ((size_t)n >= sizeof header && (hdr.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) == MSG_CTRUNC) {
+        bough_msg_clear(msg);
+        msg->type = (enum bough_msg)header.type;
+        msg->id = header.id;
+        return bough_err_sys(err, EMFILE, "no room for a descriptor that was sent");
+    }
     if ((size_t)n < sizeof header || (hdr.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) ||
         (header.in_memfd && msg->fd_count == 0)) {
         bough_msg_clear(msg);

@@ -237,6 +237,7 @@ function methods:wait()
       else
         local failure = data.check and complaint(self, data, row) or nil
         if data.tag_later and not failure and row.uuid then
+          data.context.running[self] = row.uuid -- from here on gc asks us
           data.context:handle("wait"):tag(row.uuid, data.tag_later)
           row.tag = data.tag_later
         end

@@ -122,7 +122,7 @@ end
 
 --- Runs a Lua script in a process of its own and returns what it printed.
 function fixture.run_lua(script, ...)
-  return scratch.sh(fixture.lua_command(script, ...))
+  return scratch.sh("timeout -k 5 120 " .. fixture.lua_command(script, ...))
 end
 
 --- The resident memory of this process in bytes.

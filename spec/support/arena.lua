@@ -72,9 +72,8 @@ end
 --- The layer directory that was made last in a store.
 --- @return string path of its files
 function arena.newest_layer(home)
-  local newest = 0
-  for name in lfs.dir(home .. "/layers") do newest = math.max(newest, math.tointeger(tonumber(name)) or 0) end
-  return ("%s/layers/%d/fs"):format(home, newest)
+  -- numbers are handed out ahead of time: when it was put in place is what counts
+  return ("%s/layers/%s/fs"):format(home, sh("ls -tc " .. quote(home .. "/layers")):match "%d+")
 end
 
 --- The interpreter that runs this, for a host process of its own, with what it needs to find the modules.

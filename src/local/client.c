@@ -330,6 +330,10 @@ bool bough_client_pump(struct bough_client *client)
         int rc = bough_recv(client->sock, &msg, &err);
         if (rc < 0 && err.sys == EAGAIN)
             break;
+        if (rc < 0 && err.sys == EMFILE) { /* this process has no descriptors left: that one answer is lost */
+            tell_heard(client, msg.id, NULL, &err);
+            continue;
+        }
         if (rc <= 0) {
             bough_fd_close(&client->sock);
             drop_unsent(client);

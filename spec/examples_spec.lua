@@ -1,0 +1,53 @@
+-- Every example runs, in a process of its own, and prints what it is meant to print.
+
+local scratch = require "spec.support.scratch"
+
+local expected = {
+  ["hello.lua"] = { "hello from bough" },
+  ["session.lua"] = { "one\nsession" },
+  ["parallel.lua"] = { "1 one\n2 two\n3 three\n", "deadline:%s+false%s+timeout" },
+  ["frame_loop.lua"] = { "result: compiled", "took more than one frame: true" },
+  ["luv_host.lua"] = { "from a sandbox", "luv's own timer went on: true" },
+  ["cqueues_host.lua"] = { "from a sandbox", "cqueues' own coroutine went on: true" },
+  ["demo.lua"] = { "retry until it reads%s+stopped at its time limit", "let awk add it up%s+ok: the bill is 450",
+    "dropped 3 images" },
+}
+
+local function run(command)
+  return scratch.sh(("BOUGH_HOME=%s timeout 60 %s"):format(scratch.quote(scratch.store()), command))
+end
+
+local function check(output, patterns)
+  for _, pattern in ipairs(patterns) do
+    assert.match(pattern, output)
+  end
+end
+
+describe("examples", function()
+  for name, patterns in pairs(expected) do
+    it(name .. " prints what it promises", function()
+      check(run("lua5.4 examples/" .. name), patterns)
+    end)
+  end
+
+  it("epoll_host, a host in C with a loop of its own, prints what its script promises", function()
+    local build = os.getenv "BOUGH_BUILD" or "build"
+    check(run(build .. "/examples/epoll_host examples/epoll_host.lua"), { "from a sandbox" })
+  end)
+
+  it("are all here", function()
+    local listed = scratch.sh "ls examples"
+    for name in listed:gmatch "%S+%.lua" do
+      assert(expected[name] or name == "epoll_host.lua", name .. " has no test")
+    end
+  end)
+
+  it("the README's works as it stands", function()
+    local code
+    for block in io.open("README.md"):read("a"):gmatch "```lua\n(.-)```" do
+      code = code or block
+    end
+    local script = scratch.file(code .. "\nprint(s:ls('/')[1].name)\n")
+    check(run("lua5.4 " .. script), { "hello%s+0", "bin" })
+  end)
+end)
