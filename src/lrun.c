@@ -58,8 +58,11 @@ int bough_lrun_start(lua_State *L)
     lua_getfield(L, 3, "text");
     l->lines = lua_type(L, -1) == LUA_TSTRING && strcmp(lua_tostring(L, -1), "lines") == 0;
     lua_pop(L, 1);
+    lua_getfield(L, 3, "eager");
+    l->run->eager = lua_toboolean(L, -1);
+    lua_pop(L, 1);
     bough_run_start(l->run);
-    return start_k(L, LUA_OK, 0);
+    return l->run->eager ? 1 : start_k(L, LUA_OK, 0);
 }
 
 /* -- functions for output and input ------------------------------------------------------------ */

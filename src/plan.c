@@ -37,6 +37,7 @@ void bough_plan_put(struct bough_wbuf *buf, const struct bough_plan *plan)
     bough_put_i64(buf, plan->timeout_ms);
     bough_put_i64(buf, plan->keep);
     bough_put_i64(buf, plan->streams);
+    bough_put_i64(buf, plan->announce);
     bough_put_i64(buf, plan->limits.memory);
     bough_put_i64(buf, plan->limits.disk);
     bough_put_i64(buf, plan->limits.pids);
@@ -59,6 +60,7 @@ int bough_plan_get(struct bough_rbuf *buf, struct bough_plan *plan, struct bough
     plan->timeout_ms = bough_get_i64(buf);
     plan->keep = bough_get_i64(buf) != 0;
     plan->streams = (int)bough_get_i64(buf) & 7;
+    plan->announce = bough_get_i64(buf) != 0;
     plan->limits.memory = bough_get_i64(buf);
     plan->limits.disk = bough_get_i64(buf);
     plan->limits.pids = bough_get_i64(buf);

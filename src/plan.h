@@ -32,6 +32,7 @@ struct bough_plan {
     enum bough_network network;
     int64_t timeout_ms; /* 0: none */
     bool keep;          /* make a layer of what changed */
+    bool announce;      /* say when the command has started */
     int streams;        /* bits 0-2: stdin, stdout, stderr have a descriptor with the plan; the others are the
                          * sandbox's /dev/null */
 };

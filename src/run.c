@@ -283,6 +283,7 @@ static void hand_over(struct bough_run *run, int64_t *stack, int64_t count)
         .network = run->network,
         .timeout_ms = run->timeout_ms,
         .keep = !run->disposable,
+        .announce = !run->eager,
     };
     struct bough_wbuf body = {0};
     int fds[3] = {-1, -1, -1}, sent[3], count_sent = 0;
@@ -354,6 +355,12 @@ static void prepared(struct bough_job *job)
 
 void bough_run_start(struct bough_run *run)
 {
+    int64_t *stack = NULL, count;
+    if (bough_store_quick(run->engine->store, run->parent, &run->parent_layer, &stack, &count, &run->layer)) {
+        hand_over(run, stack, count);
+        free(stack);
+        return;
+    }
     struct run_job *j = new_job(run);
     if (j)
         bough_job_start(run->engine, &j->job, prepare, prepared);

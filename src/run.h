@@ -29,6 +29,7 @@ struct bough_run {
     enum bough_run_state state;
     struct bough_err err;
     bool closed;      /* nobody wants its image: kill, keep nothing */
+    bool eager;       /* somebody waits for the end, nobody for the start: it is not announced */
     bool collected;   /* somebody has got its image: gc asks them from then on */
     bool disposable, has_image;
     char parent[BOUGH_UUID_SIZE];

@@ -201,6 +201,8 @@ function methods:start(command, opts, within)
   -- with `check` a failed run is an error, and an error moves no tag
   local tag_later = policy.check and spec.tag or nil
   if tag_later then spec.tag = nil end
+  -- whoever runs waits for the end next: its start need not be told apart, and its failure is as good there
+  spec.eager = op == "run"
   local run = handle:start(uuid, spec)
   local started = new(data.context, {
     state = "executing", row = { parent_uuid = uuid, command = spec.command }, run = run, op = op,

@@ -14,8 +14,8 @@ function arena.compile()
   local dir = scratch.dir "attack"
   local cc = quote(os.getenv "CC" or "cc")
   sh(("%s -std=gnu11 -O1 -w -static -pthread -o %s/attack spec/support/attack.c"):format(cc, dir))
-  sh(("%s -std=gnu11 -O1 -w -DLOADER -nostdlib -static -fno-stack-protector -o %s/loader spec/support/attack.c")
-    :format(cc, dir))
+  sh(("%s -std=gnu11 -O1 -w -DLOADER -nostdlib -static -fno-stack-protector -o %s/loader "
+    .. "spec/support/attack.c"):format(cc, dir))
   return dir .. "/attack", dir .. "/loader"
 end
 
@@ -56,7 +56,8 @@ function arena.outcomes(text)
   return outcomes
 end
 
---- Insists that all attempts were refused, each for one of the reasons given, and that there were `least` of them.
+--- Insists that all attempts were refused, each for one of the reasons given, and that there were `least`
+--- of them.
 function arena.refused(outcomes, reasons, least)
   local allowed, count = {}, 0
   for reason in reasons:gmatch "%S+" do allowed[reason] = true end

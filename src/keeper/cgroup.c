@@ -140,18 +140,32 @@ static void sweep_stale(int parent)
     closedir(d);
 }
 
+/* Makes the group and locks it, which tells others that it is not stale. They may come in between, take it for
+ * stale and remove it: then once more. */
+static int make_locked(int parent, const char *name)
+{
+    for (int tries = 0; tries < 100; tries++) {
+        if (mkdirat(parent, name, 0755) < 0 && errno != EEXIST)
+            return -1;
+        int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        struct stat ours, there;
+        if (fd >= 0 && BOUGH_RETRY(flock(fd, LOCK_EX)) == 0 && fstat(fd, &ours) == 0 &&
+            fstatat(parent, name, &there, AT_SYMLINK_NOFOLLOW) == 0 && ours.st_ino == there.st_ino)
+            return fd;
+        bough_fd_close(&fd);
+    }
+    return -1;
+}
+
 static int make_ours(struct bough_cgroups *groups, enum bough_controller which, const char *dir)
 {
     BOUGH_CLEANUP_FD int parent = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (parent < 0)
         return -1;
     sweep_stale(parent);
-    if (mkdirat(parent, groups->name, 0755) < 0 && errno != EEXIST)
-        return -1;
-    int fd = openat(parent, groups->name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int fd = make_locked(parent, groups->name);
     if (fd < 0)
         return -1;
-    flock(fd, LOCK_EX | LOCK_NB);
     groups->dirs[which] = fd;
     groups->parents[which] = bough_steal_fd(&parent);
     return 0;

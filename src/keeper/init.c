@@ -226,10 +226,12 @@ static void start_command(struct init *init, struct bough_message *msg)
     }
     if (child->memory_rlimit == 0 && limits->memory > 0)
         go_first(init->command);
-    struct bough_wbuf body = {0};
-    bough_put_i64(&body, init->command);
-    bough_send(init->sock, BOUGH_MSG_STARTED, 0, &body, NULL, 0, NULL);
-    bough_wbuf_free(&body);
+    if (plan->announce) {
+        struct bough_wbuf body = {0};
+        bough_put_i64(&body, init->command);
+        bough_send(init->sock, BOUGH_MSG_STARTED, 0, &body, NULL, 0, NULL);
+        bough_wbuf_free(&body);
+    }
     bough_msg_clear(msg);
 }
 

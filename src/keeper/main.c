@@ -198,8 +198,10 @@ static void set_up(struct keeper *k, char *args, size_t args_size)
     s->root = geteuid() == 0;
     s->sealed = getenv("BOUGH_SEALED") != NULL;
     bough_cgroups_open(&s->groups);
-    if (bough_filter_compile(&s->filter, &err) < 0 || bough_site_enter(s, &err) < 0 || bough_site_probe(s, &err) < 0)
+    if (bough_filter_compile(&s->filter, &err) < 0 || bough_site_enter(s, &err) < 0 || bough_site_probe(s, &err) < 0) {
+        bough_cgroups_close(&s->groups);
         refuse(&err);
+    }
     s->disk_limit = probe_disk_limit(s);
     bough_views_init(&k->views, s);
 

@@ -166,12 +166,9 @@ static int stack_walk(struct bough_store *store, int64_t layer, struct bough_err
     return count;
 }
 
-int bough_store_stack(struct bough_store *store, int64_t layer, int64_t **ids,
-                      struct bough_err *err)
+int bough_stack_take(struct bough_store *store, int64_t layer, int64_t **ids, struct bough_err *err)
 {
     *ids = NULL;
-    if (bough_store_enter(store, err))
-        return -1;
     int count = stack_walk(store, layer, err);
     int64_t *list = count < 0 ? NULL : malloc(((size_t)count + 1) * sizeof *list);
     if (count >= 0 && !list)
@@ -188,6 +185,16 @@ int bough_store_stack(struct bough_store *store, int64_t layer, int64_t **ids,
         free(list);
     else
         *ids = list;
+    return count;
+}
+
+int bough_store_stack(struct bough_store *store, int64_t layer, int64_t **ids,
+                      struct bough_err *err)
+{
+    *ids = NULL;
+    if (bough_store_enter(store, err))
+        return -1;
+    int count = bough_stack_take(store, layer, ids, err);
     bough_store_leave(store);
     return count;
 }

@@ -1086,6 +1086,38 @@ int bough_store_find(struct bough_store *store, const char *ref, char uuid[BOUGH
     return found;
 }
 
+static bool quick(struct bough_store *store, const char *uuid, int64_t *layer, int64_t **stack,
+                  int64_t *count, int64_t *fresh)
+{
+    struct bough_err err;
+    char lower[BOUGH_UUID_SIZE];
+    if (store->next_id >= store->end_id ||
+        bough_db_query(store, BOUGH_SQL_find_uuid, &err, "s", uuid_lower(lower, uuid)) != 1)
+        return false;
+    int64_t seq = bough_db_int(store, BOUGH_SQL_find_uuid, 0);
+    int64_t owner = bough_db_int(store, BOUGH_SQL_find_uuid, 1);
+    *layer = bough_db_int(store, BOUGH_SQL_find_uuid, 3);
+    bough_db_end(store, BOUGH_SQL_find_uuid);
+    if (owner != store->owner_id && !bough_idmap_get(&store->leased, seq))
+        return false; /* a lease would have to be written */
+    bough_store_note(store, seq);
+    *count = bough_stack_take(store, *layer, stack, &err);
+    if (*count < 0)
+        return false;
+    *fresh = store->next_id++;
+    return true;
+}
+
+bool bough_store_quick(struct bough_store *store, const char *uuid, int64_t *layer, int64_t **stack,
+                       int64_t *count, int64_t *fresh)
+{
+    if (store->pid != getpid() || pthread_mutex_trylock(&store->mutex) != 0)
+        return false;
+    bool done = quick(store, uuid, layer, stack, count, fresh);
+    bough_store_leave(store);
+    return done;
+}
+
 static int image_get(struct bough_store *store, const char *ref, struct bough_image *out,
                      struct bough_err *err)
 {

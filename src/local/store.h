@@ -81,6 +81,12 @@ int bough_store_commit(struct bough_store *store, struct bough_image *image, int
 int bough_store_get(struct bough_store *store, const char *ref, struct bough_image *out,
                     struct bough_err *err);
 
+/* Everything that the start of a run needs, if it can be had at once: no lock waited for, nothing written. False
+ * otherwise, and then the calls below and bough_store_layer_ids, on a worker thread, do it. Fills the top layer, its stack
+ * (malloc'ed), and a fresh layer id. */
+bool bough_store_quick(struct bough_store *store, const char *uuid, int64_t *layer, int64_t **stack,
+                       int64_t *count, int64_t *fresh);
+
 /* The same without the result and its output: the canonical uuid and the top layer. For the path
  * of every run; a few microseconds once the image is leased. */
 int bough_store_find(struct bough_store *store, const char *ref, char uuid[BOUGH_UUID_SIZE],

@@ -172,6 +172,8 @@ int bough_commit_lock(struct bough_store *store, int how, struct bough_err *err)
 void bough_commit_unlock(struct bough_store *store);
 
 /* stack.c */
+/* bough_store_stack for a caller who holds the mutex. */
+int bough_stack_take(struct bough_store *store, int64_t layer, int64_t **ids, struct bough_err *err);
 int64_t bough_store_take_ids(struct bough_store *store, int count, struct bough_err *err);
 int bough_store_seal(struct bough_store *store, int64_t id, struct bough_err *err);
 void bough_cache_add(struct bough_store *store, const struct bough_node *node);
