@@ -203,7 +203,8 @@ describe("limits", function()
 
     it("stops files with nothing in them", function()
       for _, make in ipairs { "true >", "mkdir ", "ln -s x ", "ln /attack " } do
-        local line = "mkdir /d; cd /d; i=0; while " .. make .. "$i && [ $i -lt 2000 ]; do i=$((i+1)); done; ls | wc -l"
+        local line = "mkdir /d; cd /d; i=0; while " .. make
+          .. "$i && [ $i -lt 2000 ]; do i=$((i+1)); done; ls | wc -l"
         local r = base:run { shell = line, stderr = false, limits = { disk = "2M" }, timeout = 60 }
         local made = tonumber(r.stdout:match "%d+")
         if force.disk == "none" then
