@@ -234,7 +234,7 @@ describe("the host", function()
           end)
         end
         local started = base:start "sleep MARK"
-        repeat bough.step(1) until ready == 3
+        while ready < 3 do bough.step(1) end
         io.write(box:info().keeper_pid, "\n")
         io.flush()
         ENDING
@@ -328,7 +328,7 @@ describe("the host", function()
         shell = "echo ready; sleep MARK", stdout = function(line) ready = line == "ready" end, text = "lines",
       }
       bough.spawn(pcall, run.wait, run)
-      repeat bough.step(1) until ready
+      while not ready do bough.step(1) end
       local own = read_file "/proc/self/stat":match "^%d+"
       local ok, why = pcall(function()
         io.popen("kill -INT -" .. own) -- os.execute would ignore it meanwhile

@@ -40,7 +40,7 @@ static _Noreturn void give_up(struct init *init, const struct bough_err *err)
     struct bough_wbuf body = {0};
     bough_put_err(&body, err);
     bough_send(init->sock, BOUGH_MSG_FAILED, 0, &body, NULL, 0, NULL);
-    bough_root_tidy(&init->root, false);
+    bough_root_tidy(&init->root);
     _exit(1);
 }
 
@@ -280,8 +280,9 @@ static _Noreturn void finish(struct init *init)
     struct bough_wbuf body = {0};
     bough_ending_put(&body, e);
     bough_send(init->sock, BOUGH_MSG_EXITED, 0, &body, fds, count, NULL);
-    if (spare < 0)
-        bough_root_tidy(&init->root, e->changed);
+    /* The work directory of a layer is left to the keeper, which removes them many at a time. */
+    if (spare < 0 && !e->changed)
+        bough_root_tidy(&init->root);
     _exit(0);
 }
 

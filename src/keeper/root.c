@@ -166,7 +166,7 @@ static void bring_up_network(void)
 int bough_root_blank(struct bough_root *root, const struct bough_site *site, bool host_network, bool set_up_network,
                      struct bough_err *err)
 {
-    *root = (struct bough_root){.site = site, .base_fd = -1, .owner_fd = -1, .upper_fd = -1, .reused = -1};
+    *root = (struct bough_root){.site = site, .owner_fd = -1, .upper_fd = -1, .reused = -1};
     if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
         return bough_err_sys(err, errno, "sandbox: mounting /proc%s",
                              site->root ? "" : " (is part of the host's /proc covered by other mounts?)");
@@ -186,9 +186,6 @@ int bough_root_blank(struct bough_root *root, const struct bough_site *site, boo
         return fail(err, "mounting", "/dev/mqueue");
     if (mount("bough-etc", "/etc", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0755,size=1m") < 0)
         return fail(err, "mounting", "/etc");
-    root->base_fd = bough_open_tree(AT_FDCWD, "/", BOUGH_OPEN_TREE_CLONE);
-    if (root->base_fd < 0)
-        return fail(err, "open_tree", "/");
     char path[256];
     snprintf(path, sizeof path, "/store/tmp/%s", site->owner);
     root->owner_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -399,13 +396,11 @@ static bool is_untouched(const struct bough_root *root)
     return count == 0;
 }
 
-/* Puts the template's root back in the image's place, so that the overlay is gone when we say so: an
- * upper layer still mounted is no good lower one. */
-static int leave_image(struct bough_root *root, struct bough_err *err)
+/* Makes the sandbox's /dev/shm the root, so that the overlay is gone when we say so: an upper layer still
+ * mounted is no good lower one. Nobody else is left to notice. */
+static int leave_image(struct bough_err *err)
 {
-    BOUGH_CLEANUP_FD int at = open("/dev/shm", O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (at < 0 || bough_attach(root->base_fd, at) < 0 || chdir("/dev/shm") < 0 ||
-        syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
+    if (chdir("/dev/shm") < 0 || syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
         return fail(err, "sandbox:", "leaving the image");
     return 0;
 }
@@ -442,7 +437,7 @@ int bough_root_seal(struct bough_root *root, bool keep, int *spare, struct bough
     struct bough_tree_size size = {0};
     char name[64];
     snprintf(name, sizeof name, "%lld/fs", (long long)root->layer);
-    if (leave_image(root, err) < 0 || (root->in_memory && copy_out(root, err) < 0) ||
+    if (leave_image(err) < 0 || (root->in_memory && copy_out(root, err) < 0) ||
         bough_tree_measure(root->owner_fd, name, &size, err) < 0)
         return -1;
     ending->bytes = size.bytes;
@@ -450,15 +445,12 @@ int bough_root_seal(struct bough_root *root, bool keep, int *spare, struct bough
     return 0;
 }
 
-void bough_root_tidy(struct bough_root *root, bool keep_layer)
+void bough_root_tidy(struct bough_root *root)
 {
     char name[32];
     if (root->layer <= 0)
         return;
     snprintf(name, sizeof name, "w%lld", (long long)root->layer);
     bough_tree_remove(root->owner_fd, name, NULL);
-    if (!keep_layer) {
-        snprintf(name, sizeof name, "%lld", (long long)root->layer);
-        bough_tree_remove(root->owner_fd, name, NULL);
-    }
+    bough_tree_remove(root->owner_fd, name + 1, NULL);
 }

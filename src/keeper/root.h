@@ -28,7 +28,6 @@ int bough_root_template(const struct bough_site *site, struct bough_err *err);
 
 struct bough_root {
     const struct bough_site *site;
-    int base_fd;  /* a detached copy of the template's root, to return to */
     int owner_fd; /* home/tmp/<owner> */
     int upper_fd; /* -1 until entered */
     int64_t layer;
@@ -48,7 +47,7 @@ int bough_root_enter(struct bough_root *root, const struct bough_plan *plan, str
 /* Leaves the image again and fills changed, layer, bytes and files of `ending`. Where the run has touched nothing,
  * *spare becomes a detached mount of the overlay, for another run to use (else -1). */
 int bough_root_seal(struct bough_root *root, bool keep, int *spare, struct bough_ending *ending, struct bough_err *err);
-/* Removes the overlay's work directory and, unless it was made a layer, the upper one. */
-void bough_root_tidy(struct bough_root *root, bool keep_layer);
+/* Removes the overlay's directories. */
+void bough_root_tidy(struct bough_root *root);
 
 #endif

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "../sys.h"
+#include "tree.h"
 
 /* How long an init may take to kill its processes and report before it is killed itself. Writing out a
  * large layer counts, so this is generous. */
@@ -270,6 +271,24 @@ static void keep_network(struct bough_keep *keep, int *netns)
         keep->networks[keep->network_count++] = bough_steal_fd(netns);
 }
 
+/* Removing a few inodes after each run makes the next run's slow on ext4 without a journal, which then looks past the
+ * recently freed ones; so they go in bulk, by a child that nobody waits for. The rest goes with our directory. */
+static void add_stale(struct bough_keep *keep, int64_t layer)
+{
+    keep->stale[keep->stale_count++] = layer;
+    if (keep->stale_count < BOUGH_STALE_MAX)
+        return;
+    if (fork() == 0) {
+        for (int i = 0; i < keep->stale_count; i++) {
+            char name[32];
+            snprintf(name, sizeof name, "w%lld", (long long)keep->stale[i]);
+            bough_tree_remove(keep->site->owner_fd, name, NULL);
+        }
+        _exit(0);
+    }
+    keep->stale_count = 0;
+}
+
 static void forward_ending(struct bough_keep *keep, struct bough_sandbox *box, struct bough_message *msg)
 {
     struct bough_ending ending;
@@ -285,6 +304,8 @@ static void forward_ending(struct bough_keep *keep, struct bough_sandbox *box, s
     bough_ending_put(&body, &ending);
     bough_send(keep->host, BOUGH_MSG_EXITED, box->id, &body, NULL, 0, NULL);
     bough_wbuf_free(&body);
+    if (ending.changed)
+        add_stale(keep, ending.layer);
     if (msg->fd_count == 1 || msg->fd_count == 3)
         keep_network(keep, &msg->fds[msg->fd_count - 1]);
     if (msg->fd_count >= 2) {

@@ -11,6 +11,8 @@
 #include "pool.h"
 #include "site.h"
 
+#define BOUGH_STALE_MAX 1024
+
 struct bough_sandbox;
 struct bough_pending;
 
@@ -24,6 +26,8 @@ struct bough_keep {
     struct bough_pool pool;
     int networks[BOUGH_POOL_MAX]; /* namespaces that no packet has crossed */
     int network_count;
+    int64_t stale[BOUGH_STALE_MAX]; /* layers whose work directories are still to be removed */
+    int stale_count;
     struct bough_sandbox *all;
     struct bough_pending *pending, **pending_tail;
 };
