@@ -51,8 +51,8 @@ local function processes(home)
   for pid in lfs.dir "/proc" do
     if pid:find "^%d" and lfs.attributes("/proc/" .. pid, "uid") == OWN_UID then
       local comm, state, parent = slurp("/proc/" .. pid .. "/stat"):match "^%d+ %((.*)%) (%a) (%d+)"
-      local ours = comm and comm:find "^bough%-"
-        and (slurp("/proc/" .. pid .. "/cmdline"):find(home, 1, true) or parent == "1" and comm ~= "bough-keeper")
+      local ours = comm and comm:find "^bough%-" and (parent == "1" and comm ~= "bough-keeper"
+        or slurp("/proc/" .. pid .. "/cmdline"):find(home, 1, true))
       if ours and state ~= "Z" then found[#found + 1] = pid .. " " .. comm end
     end
   end
@@ -144,7 +144,8 @@ describe("kill -9", function()
     tell("seed %d (BOUGH_SEED)", seed)
   end)
 
-  it(("of the host, %d times at random instants, loses nothing and leaves nothing"):format(HOST_KILLS), function()
+  it(("of the host, %d times at random instants, loses nothing and leaves nothing")
+    :format(HOST_KILLS), function()
     math.randomseed(seed)
     local told, keepers, most, started = {}, {}, 0, system.monotime()
     for round = 1, HOST_KILLS do
@@ -165,7 +166,8 @@ describe("kill -9", function()
       if not ok then error(("round %d of seed %d: %s"):format(round, seed, tostring(count)), 0) end
       most = math.max(most, count)
     end
-    tell("%d kills of the host in %.1f s, up to %d images checked", HOST_KILLS, system.monotime() - started, most)
+    tell("%d kills of the host in %.1f s, up to %d images checked", HOST_KILLS,
+      system.monotime() - started, most)
   end)
 
   it(("of the keeper, %d times at random instants, raises one clear error and loses nothing")
@@ -224,7 +226,8 @@ describe("two processes on one store", function()
       local box <close> = bough.open { home = home }
       mix.base(box)
     end
-    local pipes, told, dones = { child("", home, "hammer", "left", 60), child("", home, "hammer", "right", 60) }, {}, 0
+    local pipes = { child("", home, "hammer", "left", 60), child("", home, "hammer", "right", 60) }
+    local told, dones = {}, 0
     for _, pipe in ipairs(pipes) do
       for line in pipe:lines() do
         follow(told, line)
@@ -257,7 +260,8 @@ end)
 describe("a disk", function()
   -- A mount namespace of its own with rights in it: root has them, an ordinary user gets them in a user
   -- namespace, and is itself again in one more.
-  local inside = scratch.is_root and "unshare --mount sh -c " or "unshare --user --map-root-user --mount sh -c "
+  local inside = "unshare --mount sh -c "
+  if not scratch.is_root then inside = "unshare --user --map-root-user --mount sh -c " end
   local myself = scratch.is_root and "exec " or
     ("exec unshare --user --map-user=%d --map-group=%d "):format(OWN_UID, lfs.attributes("/proc/self", "gid"))
 
@@ -274,11 +278,13 @@ describe("a disk", function()
 
   it("that is full gives one clear line each time, and the rest goes on", function()
     local dir, source = scratch.dir "disk", mix.make_source(1)
-    scratch.sh(("head -c 12000000 /dev/urandom >%s/data/big; tar -C %s -cf %s.tar ."):format(source, source, source))
+    scratch.sh(("head -c 12000000 /dev/urandom >%s/data/big; tar -C %s -cf %s.tar .")
+      :format(source, source, source))
     local said, all = says(with(("mount -t tmpfs -o size=9m,mode=0777 full %s"):format(quote(dir))),
       dir .. "/home", "fill", source)
-    -- the command is told by its own kernel; only what is left over for bough may fail in bough
-    assert(said.run and (said.run:find "^said status [^0].*[Nn]o space" or said.run:find "^raised resource"), all)
+    -- the command is told by its own kernel; only what comes after it may fail in bough
+    local run = said.run or ""
+    assert(run:find "^said status [^0].*[Nn]o space" or run:find "^raised resource", all)
     one_line(said.import, "resource", "[Nn]o space left")
     one_line(said.archive, "resource", "[Nn]o space left")
     assert.equal("0", said.images, all)
@@ -287,8 +293,8 @@ describe("a disk", function()
 
   it("that is full already is named when the store is opened", function()
     local dir = scratch.dir "disk"
-    local mount = ("mount -t tmpfs -o size=256k,mode=0777 full %s && { head -c 1000000 /dev/zero >%s/zero; true; } 2>/dev/null")
-      :format(quote(dir), quote(dir))
+    local mount = ("mount -t tmpfs -o size=256k,mode=0777 full %s"
+      .. " && { head -c 1000000 /dev/zero >%s/zero; true; } 2>/dev/null"):format(quote(dir), quote(dir))
     local said, all = says(with(mount), dir .. "/home", "open")
     assert(said.open, all)
     one_line(said.open, "resource", "[Nn]o space left", dir)
@@ -301,7 +307,8 @@ describe("a disk", function()
       box.images:use "busybox"
     end
     local q = quote(home)
-    local said, all = says(with(("mount --bind %s %s && mount -o remount,bind,ro %s"):format(q, q, q)), home, "open")
+    local said, all = says(with(("mount --bind %s %s && mount -o remount,bind,ro %s"):format(q, q, q)),
+      home, "open")
     assert(said.open, all)
     one_line(said.open, "[id][oe]%a*", "[Rr]ead%-only", home)
     local box <close> = bough.open { home = home }
@@ -329,7 +336,8 @@ describe("open", function()
 
   it("names a keeper that is not there, or is no keeper", function()
     local home = scratch.store()
-    assert.match("/nowhere/keeper", tostring(raises("not_found", bough.open, { home = home, keeper = "/nowhere/keeper" })))
+    assert.match("/nowhere/keeper",
+      tostring(raises("not_found", bough.open, { home = home, keeper = "/nowhere/keeper" })))
     local said, all = says("env BOUGH_KEEPER=/nowhere/keeper", home, "open")
     assert(said.open, all)
     assert.match("^raised not_found .*/nowhere/keeper.*BOUGH_KEEPER", said.open)
@@ -342,16 +350,14 @@ describe("open", function()
   end)
 
   it("says it when the kernel refuses namespaces", function()
-    local home, before = scratch.store(), nil
-    if scratch.is_root then
-      -- root of nothing but a user namespace of its own
-      before = "unshare --user --map-root-user"
-    else
+    -- root of nothing but a user namespace of its own
+    local before = "unshare --user --map-root-user"
+    if not scratch.is_root then
       before = "unshare --user --map-current-user --keep-caps sh -c "
-        .. quote 'echo 0 >/proc/sys/user/max_user_namespaces && exec setpriv --ambient-caps=-all --inh-caps=-all "$@"'
-        .. " sh"
+        .. quote [[echo 0 >/proc/sys/user/max_user_namespaces &&
+          exec setpriv --ambient-caps=-all --inh-caps=-all "$@"]] .. " sh"
     end
-    local said, all = says(before, home, "open")
+    local said, all = says(before, scratch.store(), "open")
     assert(said.open, all)
     assert.match("^raised %a+ open: ", said.open)
     assert.match(scratch.is_root and "root" or "user namespace", said.open)

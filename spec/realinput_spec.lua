@@ -46,7 +46,8 @@ describe("a Debian root", function()
     assert.equal("gcc-12", (found.gcc.symlink_to:gsub("%d+$", "12")))
     assert.equal(tonumber("0755", 8), found.make.mode)
     if box:info().uids == "one" then return end
-    local ran = debian:run("stat -c '%u:%g %a' /usr/bin/su /sbin/unix_chkpwd /var/mail /tmp", { check = true })
+    local ran = debian:run("cd / && stat -c '%u:%g %a' bin/su sbin/unix_chkpwd var/mail tmp",
+      { check = true })
     assert.equal("0:0 4755\n0:42 2755\n0:8 2775\n0:0 1777\n", ran.stdout)
   end)
 
@@ -109,7 +110,8 @@ sed -i 's/^static void print_version (void) {/&\n  lua_writestring(GREETING, siz
     timed("build after the rollback", function()
       return s:run("make linux MYCFLAGS=-O1", { check = true })
     end)
-    local last = s:run("src/lua -v && src/luac -p /dev/null && src/lua -e 'print(2^53 | 0)'", { check = true })
+    local last = s:run("src/lua -v && src/luac -p /dev/null && src/lua -e 'print(2^53 | 0)'",
+      { check = true })
     assert.equal("a better branch of Lua\n" .. version .. "9007199254740992\n", last.stdout)
 
     local told = {}

@@ -33,7 +33,7 @@ struct bough_run *bough_run_new(struct bough_engine *engine)
         run->next->link = &run->next;
     engine->runs = run;
     bough_cond_init(&run->changed, engine->loop);
-    run->in.fd = run->in.source_fd = -1;
+    run->in.fd = run->in.source_fd = run->in.source_epoll = -1;
     for (int i = 0; i < 2; i++)
         run->out[i].fd = run->out[i].sink_fd = -1;
     return run;

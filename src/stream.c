@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
@@ -241,11 +242,50 @@ static ssize_t write_quietly(int fd, const char *data, size_t size)
 
 static void finish_input(struct bough_in *in)
 {
+    close_poll(&in->source_poll);
     close_poll(&in->poll);
+    bough_fd_close(&in->source_epoll);
     bough_fd_close(&in->fd);
     bough_fd_close(&in->source_fd);
     in->ended = true;
     in->wants = false;
+}
+
+static void on_writable(uv_poll_t *poll, int status, int events);
+
+static void on_source(uv_poll_t *poll, int status, int events)
+{
+    struct bough_in *in = poll->data;
+    (void)status;
+    (void)events;
+    uv_poll_stop(in->source_poll);
+    uv_poll_start(in->poll, UV_WRITABLE, on_writable);
+}
+
+/* Whether the source can be read without waiting; if not, on_source goes on. */
+static bool source_is_ready(struct bough_in *in)
+{
+    struct pollfd p = {.fd = in->source_epoll, .events = POLLIN};
+    if (!in->source_poll || poll(&p, 1, 0) != 0)
+        return true;
+    uv_poll_stop(in->poll);
+    uv_poll_start(in->source_poll, UV_READABLE, on_source);
+    return false;
+}
+
+/* A terminal or a pipe of the host's must not hold up its loop. libuv would make the descriptor non-blocking,
+ * for everybody who shares it; so it is watched through an epoll of its own. */
+static int watch_source(struct bough_in *in, struct bough_loop *loop, struct bough_err *err)
+{
+    struct epoll_event ev = {.events = EPOLLIN};
+    in->source_epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (in->source_epoll < 0)
+        return bough_err_sys(err, errno, "stdin");
+    if (epoll_ctl(in->source_epoll, EPOLL_CTL_ADD, in->source_fd, &ev) < 0) {
+        bough_fd_close(&in->source_epoll); /* a regular file */
+        return 0;
+    }
+    return open_poll(&in->source_poll, loop, in->source_epoll, in, err);
 }
 
 static bool refill(struct bough_in *in)
@@ -260,6 +300,8 @@ static bool refill(struct bough_in *in)
         bough_err_sys(&in->err, ENOMEM, "stdin");
         return false;
     }
+    if (!source_is_ready(in))
+        return false;
     ssize_t n = BOUGH_RETRY(read(in->source_fd, in->data, BOUGH_STREAM_CHUNK));
     if (n < 0)
         bough_err_sys(&in->err, errno, "stdin");
@@ -327,7 +369,8 @@ int bough_in_open(struct bough_in *in, struct bough_loop *loop, struct bough_con
         return -1;
     in->fd = ends[1];
     *theirs = ends[0];
-    if (open_poll(&in->poll, loop, in->fd, in, err) < 0)
+    if (open_poll(&in->poll, loop, in->fd, in, err) < 0 ||
+        (in->source == BOUGH_SOURCE_FD && watch_source(in, loop, err) < 0))
         return -1;
     uv_poll_start(in->poll, UV_WRITABLE, on_writable);
     return 0;

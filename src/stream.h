@@ -48,7 +48,8 @@ struct bough_in {
     enum bough_source source;
     int fd;        /* the pipe's write end, -1 */
     int source_fd; /* owned; SOURCE_FD */
-    uv_poll_t *poll;
+    int source_epoll; /* owned; tells when source_fd can be read, -1 where it always can (a regular file) */
+    uv_poll_t *poll, *source_poll;
     struct bough_cond *changed;
     char *data; /* owned: all of it for SOURCE_DATA, what is still to be written otherwise */
     size_t size, at;

@@ -36,7 +36,6 @@ end
 
 -- A chain of tagged runs and some gc, then done: nothing of it may be lost.
 function doings.hammer(name, count)
-  local mix = require "spec.support.fault_mix"
   local box <close> = bough.open { home = home }
   local s <close> = box:session "base"
   for i = 1, count do
@@ -49,7 +48,6 @@ function doings.hammer(name, count)
     if i % 7 == 0 then box:gc() end
     if i % 5 == 0 then s:checkout "base" end
   end
-  assert(mix)
   said "done"
 end
 
@@ -72,9 +70,7 @@ function doings.fill(source)
   said("run", done and "said " .. image.stdout:gsub("\n", "") .. " " .. image.stderr:gsub("\n", " ")
     or "raised " .. shown(image))
   if done then
-    local dropped <const> = image.uuid
-    image = nil
-    box.images:remove(dropped)
+    box.images:remove(image.uuid)
     box:gc()
   end
   try("import", function() box.images:import(source) end)

@@ -1,7 +1,7 @@
 --- Work on a store that can be checked afterwards, for the tests that kill things in the middle of it.
 --
--- Every file that it writes tells by its name what must be in it: /data/f7-4096 holds "f7-4096\n" over and over, cut
--- at 4096 bytes. /data/list names all the files that there must be. So an image is whole or it is not,
+-- Every file that it writes tells by its name what must be in it: /data/f7-4096 holds "f7-4096\n" over and
+-- over, cut at 4096 bytes. /data/list names all the files that there must be. So an image is whole or it is not,
 -- whoever made it and whatever was killed.
 
 local bough = require "bough"

@@ -11,8 +11,8 @@ local function pad(data) return data .. ("\0"):rep(-#data % 512) end
 local function header(e, size)
   local function block(sum)
     return field(e.name, 100) .. octal(e.mode or 420, 8) .. octal(e.uid or 0, 8) .. octal(e.gid or 0, 8)
-      .. octal(size, 12) .. octal(e.mtime or 1000000000, 12) .. sum .. (e.type or "0") .. field(e.link or "", 100)
-      .. "ustar\00000" .. field("root", 32) .. field("root", 32) .. octal(e.major or 0, 8)
+      .. octal(size, 12) .. octal(e.mtime or 1000000000, 12) .. sum .. (e.type or "0")
+      .. field(e.link or "", 100) .. "ustar\00000" .. field("root", 32) .. field("root", 32) .. octal(e.major or 0, 8)
       .. octal(e.minor or 0, 8) .. field("", 155)
   end
   local sum = 0
@@ -27,8 +27,8 @@ local function pax_record(key, value)
   return length .. rest
 end
 
---- One entry: name, data, type ("0" file, "1" hard link, "2" symbolic, "3" "4" device, "5" directory, "6" fifo),
---- link, mode, uid, gid, mtime, size (a lie), pax (table of records in front of it).
+--- One entry: name, data, type ("0" file, "1" hard link, "2" symbolic, "3" "4" device, "5" directory,
+--- "6" fifo), link, mode, uid, gid, mtime, size (a lie), pax (table of records in front of it).
 function M.entry(e)
   local data, before = e.data or "", ""
   if e.pax then

@@ -74,11 +74,9 @@ local function make(path)
     suite, "root.tar.zst", "- <sources.list >log 2>&1",
   }, " "))
   if not ok then
-    local why
+    local why -- the first error is the cause of the others
     for line in io.lines(work .. "/log") do
-      if line:find "^[EW]: " and not (why and line:find "^W") and not line:find "mmdebstrap failed to run" then
-        why = line
-      end
+      why = why or line:match "^E: (.*)" or line:match "^Err:.*"
     end
     fail(("mmdebstrap for %s: %s"):format(suite, why or "it did not end within 600 s"))
   end
