@@ -138,7 +138,7 @@ describe("kill -9", function()
   local home, source
 
   lazy_setup(function()
-    home, source = scratch.store(), mix.make_source(60)
+    home, source = scratch.store(), mix.make_source(30)
     local box <close> = bough.open { home = home }
     mix.base(box)
     tell("seed %d (BOUGH_SEED)", seed)

@@ -1,4 +1,5 @@
---- What the host process must not notice: it has signal handlers, children, descriptors and a loop of its own.
+--- What the host process must not notice: it has signal handlers, children and descriptors of its own.
+--
 -- Each test runs a host in a process of its own, which reports on its standard output.
 
 local lfs = require "lfs"
@@ -201,7 +202,8 @@ describe("the host", function()
       :format(scratch.quote(dir), absolute(package.path), absolute(package.cpath),
         fixture.lua_command(PRELUDE .. [[
           local function state()
-            local pipe <close> = io.popen "env | sort | grep -v ^_=; pwd; umask; ulimit -a; cat /proc/self/oom_score_adj"
+            local pipe <close> = io.popen("env | sort | grep -v ^_=; pwd; umask; ulimit -a;"
+              .. "cat /proc/self/oom_score_adj")
             return pipe:read "a" .. lfs.currentdir() .. read_file "/proc/self/comm"
           end
           local before = state()
@@ -291,7 +293,8 @@ describe("the host", function()
           else
             failed = failed + 1
             must(bough.is_error(problem), "%s with %d: a plain error: %s", name, free, tostring(problem))
-            must(problem.kind == "resource", "%s with %d: kind %s: %s", name, free, problem.kind, tostring(problem))
+            must(problem.kind == "resource", "%s with %d: kind %s: %s", name, free, problem.kind,
+              tostring(problem))
             must(tostring(problem):lower():find "descriptor" or tostring(problem):lower():find "open files",
               "%s with %d: %s", name, free, tostring(problem))
           end

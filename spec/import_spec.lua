@@ -9,7 +9,9 @@ local tar = require "spec.support.fault_tar"
 
 local quote, sh = scratch.quote, scratch.sh
 
-local ODD = { "new\nline", "latin-\xe9\xff", " space ", "-dash", "quote'\"", "back\\slash", "*", ("n"):rep(255) }
+local ODD = {
+  "new\nline", "latin-\xe9\xff", " space ", "-dash", "quote'\"", "back\\slash", "*", ("n"):rep(255),
+}
 
 -- Everything below a path: name -> what can be compared, links within as the set of their names.
 local function tree_of(image, path, prefix, found)
@@ -91,7 +93,8 @@ describe("images:import", function()
         chmod 1777 sub
         touch -d '2001-02-03 04:05:06.789' plain sub
         chmod 0555 closed
-      ]] .. (scratch.is_root and "chown 1234:567 program; chmod 4755 program; chown -h 12:34 soft" or "chmod 0400 nothing"))
+      ]] .. (scratch.is_root and "chown 1234:567 program; chmod 4755 program; chown -h 12:34 soft"
+        or "chmod 0400 nothing"))
       for i, name in ipairs(ODD) do scratch.file("odd " .. i, dir .. "/" .. name) end
       sh(("%s set %s/plain user.colour green"):format(xattr, dir))
       image = box.images:import(dir, { tag = "tree" })
@@ -139,7 +142,7 @@ describe("images:import", function()
     it("is not touched, nor shared with the image", function()
       scratch.file("changed later", dir .. "/plain")
       assert.equal("plain\n", image:read "/plain")
-      sh(("printf 'plain\\n' >%s/plain; touch -d '2001-02-03 04:05:06.789' %s/plain"):format(quote(dir), quote(dir)))
+      sh(("cd %s && printf 'plain\\n' >plain && touch -d '2001-02-03 04:05:06.789' plain"):format(dir))
     end)
 
     it("is the same as a tarball, plain and compressed", function()
@@ -159,15 +162,13 @@ describe("images:import", function()
       end
     end)
 
-    it("with a socket or a device in it comes without them", function()
+    it("with a device in it comes without it", function()
       local odd = scratch.dir "odd"
       scratch.file("here", odd .. "/file")
       if scratch.is_root then sh("mknod " .. odd .. "/disk b 8 0; mknod " .. odd .. "/null c 1 3") end
-      assert.same({ file = 1 }, (function()
-        local names = {}
-        for _, e in ipairs(box.images:import(odd):ls "/") do names[e.name] = e.kind == "file" and 1 or e.kind end
-        return names
-      end)())
+      local found = box.images:import(odd):ls "/"
+      assert.equal(1, #found)
+      assert.equal("file", found[1].name)
     end)
   end)
 
@@ -175,7 +176,8 @@ describe("images:import", function()
     it("keeps owners and what pax says", function()
       local image = box.images:import(scratch.file(tar.archive {
         { name = "owned", uid = 1234, gid = 567, data = "x", mode = tonumber("2750", 8) },
-        { name = "short", pax = { path = "dir/long-" .. ("l"):rep(200), mtime = "1234567890.5" }, data = "y" },
+        { name = "short", data = "y",
+          pax = { path = "dir/long-" .. ("l"):rep(200), mtime = "1234567890.5" } },
         { name = "colour", pax = { ["SCHILY.xattr.user.colour"] = "blue" }, data = "z" },
       }))
       local found = tree_of(image)
@@ -186,7 +188,8 @@ describe("images:import", function()
 
     it("with an entry twice has the later one", function()
       local image = box.images:import(scratch.file(tar.archive {
-        { name = "f", data = "first" }, { name = "f", type = "2", link = "/etc/passwd" }, { name = "f", data = "second" },
+        { name = "f", data = "first" }, { name = "f", type = "2", link = "/etc/passwd" },
+        { name = "f", data = "second" },
       }))
       assert.equal("second", image:read "/f")
       assert.equal(1, #image:ls "/")
@@ -207,10 +210,10 @@ describe("images:import", function()
         '"/etc/evil"', "absolute")
       refused_archive("invalid", { { name = "../evil", data = "1" } }, '"../evil"', '".."')
       refused_archive("invalid", { { name = "a/b/../../../evil", data = "1" } }, "a/b/../../../evil")
-      refused_archive("invalid", { { name = "way", type = "2", link = outside }, { name = "way/evil", data = "1" } },
-        "way/evil", outside)
-      refused_archive("invalid", { { name = "up", type = "2", link = "../../.." }, { name = "up/evil", data = "1" } },
-        "up/evil")
+      refused_archive("invalid", { { name = "way", type = "2", link = outside },
+        { name = "way/evil", data = "1" } }, "way/evil", outside)
+      refused_archive("invalid", { { name = "up", type = "2", link = "../../.." },
+        { name = "up/evil", data = "1" } }, "up/evil")
       refused_archive("invalid", { { name = "h", type = "1", link = "/etc/passwd" } }, '"h"', "/etc/passwd")
       refused_archive("invalid", { { name = "h", type = "1", link = "../../etc/passwd" } }, '"h"')
       refused_archive("invalid", { { name = "way", type = "2", link = "/etc" },
@@ -220,7 +223,8 @@ describe("images:import", function()
 
     it("that forges what belongs to the overlay is refused", function()
       for _, key in ipairs { "trusted.overlay.opaque", "user.overlay.opaque", "trusted.overlay.redirect" } do
-        refused_archive("invalid", { { name = "d/", type = "5", pax = { ["SCHILY.xattr." .. key] = "y" } } }, key)
+        local pax = { ["SCHILY.xattr." .. key] = "y" }
+        refused_archive("invalid", { { name = "d/", type = "5", pax = pax } }, key)
       end
     end)
 
@@ -236,18 +240,17 @@ describe("images:import", function()
     it("that ends too soon or is damaged is refused, whatever its compression", function()
       local dir = scratch.dir "broken"
       local noise = sh "head -c 300000 /dev/urandom | base64"
-      scratch.file(tar.archive { { name = "first", data = "1" }, { name = "noise", data = noise } }, dir .. "/a.tar")
-      sh(("cd %s && gzip -k a.tar && xz -k -0 a.tar && zstd -q --check a.tar && bzip2 -k a.tar || true"):format(dir))
-      for _, name in ipairs { "a.tar", "a.tar.gz", "a.tar.xz", "a.tar.zst", "a.tar.bz2" } do
-        local file = io.open(dir .. "/" .. name, "rb")
-        if file then
-          local bytes = file:read "a"
-          file:close()
-          refused_archive("corrupt", bytes:sub(1, #bytes // 2))
-          if name ~= "a.tar" then
-            local middle = #bytes // 2
-            refused_archive("corrupt", bytes:sub(1, middle) .. ("\xff\0"):rep(32) .. bytes:sub(middle + 65))
-          end
+      local archive = tar.archive { { name = "first", data = "1" }, { name = "noise", data = noise } }
+      scratch.file(archive, dir .. "/a.tar")
+      sh(("cd %s && gzip -k a.tar && xz -k -0 a.tar && zstd -q --check a.tar"):format(dir))
+      for _, name in ipairs { "a.tar", "a.tar.gz", "a.tar.xz", "a.tar.zst" } do
+        local file = assert(io.open(dir .. "/" .. name, "rb"))
+        local bytes = file:read "a"
+        file:close()
+        local middle = #bytes // 2
+        refused_archive("corrupt", bytes:sub(1, middle))
+        if name ~= "a.tar" then
+          refused_archive("corrupt", bytes:sub(1, middle) .. ("\xff\0"):rep(32) .. bytes:sub(middle + 65))
         end
       end
     end)
@@ -260,17 +263,22 @@ describe("images:import", function()
       local dir = scratch.dir "bomb"
       local size = 3 << 30
       scratch.file(tar.entry({ name = "zeros", size = size }), dir .. "/head")
-      sh(("{ cat %s/head; head -c %d /dev/zero; } | zstd -q -1 -o %s/bomb.tar.zst"):format(dir, size + 1024, dir))
+      sh(("cd %s && { cat head; head -c %d /dev/zero; } | zstd -q -1 -o bomb.tar.zst")
+        :format(dir, size + 1024))
       assert.is_true(lfs.attributes(dir .. "/bomb.tar.zst", "size") < 1 << 20)
       refused("resource", dir .. "/bomb.tar.zst", "bomb")
     end)
 
     it("that holds more than the limit is stopped", function()
       local driver <close> = core.open_local { home = home }
-      local path = scratch.file(tar.archive { { name = "a", data = ("x"):rep(300000) }, { name = "b", data = ("x"):rep(800000) } })
+      local path = scratch.file(tar.archive {
+        { name = "a", data = ("x"):rep(300000) }, { name = "b", data = ("x"):rep(800000) },
+      })
       local problem = raises("resource", driver.import, driver, "archive", path, { max_bytes = 1000000 })
       assert.match('"b".*1000000', tostring(problem))
-      problem = raises("resource", driver.import, driver, "directory", path:match "^(.*)/", { max_bytes = 1000000 })
+      local dir = path:match "^(.*)/"
+      problem = raises("resource", driver.import, driver, "directory", dir, { max_bytes = 1000000 })
+      assert.match("larger than", tostring(problem))
       end)
 
     it("with control characters in its names gives one line that can be printed", function()

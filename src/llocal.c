@@ -138,7 +138,7 @@ static int local_open(lua_State *L)
     find_program(L, "keeper", "BOUGH_KEEPER", "bough-keeper", keeper);
     find_program(L, "unpacker", "BOUGH_UNPACK", "bough-unpack", unpacker);
     find_home(L, home);
-    struct bough_client_options o = {.keeper = keeper, .unpacker = unpacker, .home = home, .spare = 3};
+    struct bough_client_options o = {.keeper = keeper, .unpacker = unpacker, .home = home, .spare = 4};
     if (lua_getfield(L, 1, "spare") == LUA_TNUMBER)
         o.spare = (int)lua_tointeger(L, -1);
     if (lua_getfield(L, 1, "max_running") == LUA_TNUMBER)

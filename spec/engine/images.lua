@@ -66,7 +66,7 @@ return function(open)
     describe("come in", function()
       it("from a directory", function()
         local dir = scratch.dir()
-        scratch.sh(("cd %s && mkdir sub && echo one >sub/one && ln -s sub/one link && chmod 0750 sub"):format(dir))
+        scratch.sh("cd " .. dir .. " && mkdir -m 0750 sub && echo one >sub/one && ln -s sub/one link")
         local image = box.images:import(dir, { tag = "from-directory" })
         assert.same({ "link", "sub" }, fixture.names(image, "/"))
         assert.equal("one\n", image:read "/sub/one")
@@ -196,7 +196,8 @@ return function(open)
 
       it("up to a number", function()
         assert.same({ kids[5].uuid, kids[4].uuid }, uuids(list_box.images { number = 2 }))
-        assert.same({ root.uuid }, uuids(list_box.images { number = 1, tagged = true, before = kids[1].created_at }))
+        local before = kids[1].created_at
+        assert.same({ root.uuid }, uuids(list_box.images { number = 1, tagged = true, before = before }))
         for _, wrong in ipairs { 0, -1, 1.5, "all" } do
           raises("invalid", list_box.images.list, list_box.images, { number = wrong })
         end

@@ -45,9 +45,10 @@ return function(open)
       end)
 
       it("not with files yet, which is one clear line", function()
-        local problem = raises("unsupported", base.run, base, { "true", files = { ["/x"] = bough.bytes "y" } })
+        local files = { ["/x"] = bough.bytes "y" }
+        local problem = raises("unsupported", base.run, base, { "true", files = files })
         assert.match("files", tostring(problem), 1, true)
-        raises("unsupported", base.apply_files, base, { ["/x"] = bough.bytes "y" })
+        raises("unsupported", base.apply_files, base, files)
       end)
 
       it("not when the program, directory or user is not there, with its name", function()
@@ -169,7 +170,8 @@ return function(open)
 
       it("the peak of the memory", function()
         local small = base:run({ "true" }).result
-        local large = base:run({ shell = "x=$(dd if=/dev/zero bs=1M count=24 2>/dev/null | tr '\\0' x); : ${#x}" }).result
+        local fill = "x=$(dd if=/dev/zero bs=1M count=24 2>/dev/null | tr '\\0' x); : ${#x}"
+        local large = base:run({ shell = fill }).result
         assert.is_true(small.max_rss > 100 * 1024 and small.max_rss < 16 << 20, "true: " .. small.max_rss)
         assert.is_true(large.max_rss > 24 << 20, "24 MiB: " .. large.max_rss)
         assert.equal(large.max_rss, large.resources.max_rss)
@@ -294,7 +296,9 @@ return function(open)
         assert.equal("x\n", image.stdout)
         assert.equal(3, image.exit_code)
         assert.equal(before, #box.images:list { number = math.huge })
-        for _, method in ipairs { "run", "ls", "read", "tag_as", "untag", "session", "start", "remove", "parent" } do
+        for _, method in ipairs {
+          "run", "ls", "read", "tag_as", "untag", "session", "start", "remove", "parent",
+        } do
           raises("disposed", image[method], image, "x")
         end
         raises("invalid", base.run, base, { "true", disposable = true, tag = "t" })
@@ -306,7 +310,9 @@ return function(open)
         local mark = fixture.long_time()
         local image <close> = base:start { "sleep", mark, stdin = "data" }
         assert.equal("executing", image.state)
-        for _, name in ipairs { "stdout", "stderr", "exit_code", "result", "elapsed_time", "ok", "signal", "timed_out" } do
+        for _, name in ipairs {
+          "stdout", "stderr", "exit_code", "result", "elapsed_time", "ok", "signal", "timed_out",
+        } do
           raises("state", function() return image[name] end)
         end
         assert.is_nil(image.uuid)

@@ -100,7 +100,9 @@ return function(open)
       local listener = fixture.listener()
       local before = session.uuid
       local task = bough.spawn(function()
-        session:run { shell = "echo b >/b; echo ready; sleep " .. mark, stdout = listener.sink, text = "lines" }
+        session:run {
+          shell = "echo b >/b; echo ready; sleep " .. mark, stdout = listener.sink, text = "lines",
+        }
       end)
       listener.seen "ready"
       assert.equal("executing", session.state)

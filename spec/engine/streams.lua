@@ -66,7 +66,8 @@ return function(open)
 
     it("joins with stderr = STDOUT, in the order of the writes", function()
       local image = base:run {
-        shell = "i=0; while [ $i -lt 200 ]; do echo o$i; echo e$i >&2; i=$((i+1)); done", stderr = bough.STDOUT,
+        shell = "i=0; while [ $i -lt 200 ]; do echo o$i; echo e$i >&2; i=$((i+1)); done",
+        stderr = bough.STDOUT,
       }
       local expected = {}
       for i = 0, 199 do expected[#expected + 1] = ("o%d\ne%d\n"):format(i, i) end
@@ -155,7 +156,7 @@ return function(open)
     it("to a slow function holds nobody else up", function()
       local count, ticks = 0, 0
       bough.run(function()
-        local ticker <close> = bough.spawn(function()
+        local _ <close> = bough.spawn(function()
           while true do
             bough.sleep(0.001)
             ticks = ticks + 1

@@ -64,7 +64,7 @@ return function(open)
       assert.same({ "first", expected, "last" }, values)
     end)
 
-    it("the same results where nothing can yield: a comparator, a pattern's callback, a metamethod", function()
+    it("the same results where nothing can yield: a comparator, a callback, a metamethod", function()
       bough.run(function()
         local seen
         table.sort({ 1, 2 }, function(a, b)
@@ -236,7 +236,9 @@ return function(open)
         local mark = fixture.long_time()
         local listener = fixture.listener()
         local problem = raises("exit", bough.all, {
-          function() base:run { shell = "echo ready; sleep " .. mark, stdout = listener.sink, text = "lines" } end,
+          function()
+            base:run { shell = "echo ready; sleep " .. mark, stdout = listener.sink, text = "lines" }
+          end,
           function()
             listener.seen "ready"
             base:run { shell = "exit 9", check = true }

@@ -1,8 +1,8 @@
 --- Work on a store that can be checked afterwards, for the tests that kill things in the middle of it.
 --
 -- Every file that it writes tells by its name what must be in it: /data/f7-4096 holds "f7-4096\n" over and
--- over, cut at 4096 bytes. /data/list names all the files that there must be. So an image is whole or it is not,
--- whoever made it and whatever was killed.
+-- over, cut at 4096 bytes. /data/list names all the files that there must be. So an image is whole or it is
+-- not, whoever made it and whatever was killed.
 
 local bough = require "bough"
 local lfs = require "lfs"
@@ -88,8 +88,10 @@ end
 function M.trouble(image)
   local names = {}
   for _, entry in ipairs(image:ls "/") do names[entry.name] = entry.kind end
-  if names.bin and image:read "/bin/busybox" ~= busybox_bytes() then return "/bin/busybox differs" end
-  if not names.data then return not names.bin and "it is empty" or nil end
+  if not names.data then -- one of those below the base, whose layers all share
+    if not names.bin then return "it is empty" end
+    return image:read "/bin/busybox" ~= busybox_bytes() and "/bin/busybox differs" or nil
+  end
   local found = find(image, "/data", "", {})
   found.list = nil
   for name in image:read "/data/list":gmatch "[^\n]+" do

@@ -12,8 +12,8 @@ local function header(e, size)
   local function block(sum)
     return field(e.name, 100) .. octal(e.mode or 420, 8) .. octal(e.uid or 0, 8) .. octal(e.gid or 0, 8)
       .. octal(size, 12) .. octal(e.mtime or 1000000000, 12) .. sum .. (e.type or "0")
-      .. field(e.link or "", 100) .. "ustar\00000" .. field("root", 32) .. field("root", 32) .. octal(e.major or 0, 8)
-      .. octal(e.minor or 0, 8) .. field("", 155)
+      .. field(e.link or "", 100) .. "ustar\00000" .. field("root", 32) .. field("root", 32)
+      .. octal(e.major or 0, 8) .. octal(e.minor or 0, 8) .. field("", 155)
   end
   local sum = 0
   for byte in block((" "):rep(8)):gmatch "." do sum = sum + byte:byte() end

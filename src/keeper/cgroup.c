@@ -10,7 +10,6 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "../sys.h"
@@ -272,14 +271,9 @@ void bough_cgroups_open(struct bough_cgroups *groups)
 
 void bough_cgroups_close(struct bough_cgroups *groups)
 {
-    /* Busy for a moment after the last group in it has gone. */
-    struct timespec moment = {.tv_nsec = 2000000};
     for (int i = 0; i < BOUGH_CONTROLLERS; i++)
-        for (int tries = 0; groups->parents[i] >= 0 && tries < 250; tries++) {
-            if (unlinkat(groups->parents[i], groups->name, AT_REMOVEDIR) == 0 || errno != EBUSY)
-                break;
-            nanosleep(&moment, NULL);
-        }
+        if (groups->parents[i] >= 0)
+            unlinkat(groups->parents[i], groups->name, AT_REMOVEDIR);
     for (int i = 0; i < BOUGH_CONTROLLERS; i++) {
         bough_fd_close(&groups->dirs[i]);
         bough_fd_close(&groups->parents[i]);

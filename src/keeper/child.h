@@ -32,7 +32,10 @@ struct bough_child {
     int sys;
 };
 
-/* Asks for a time slice of the usual policy, in nanoseconds; 0 is the system's own. Best effort. */
+/* Asks for a time slice of the usual policy, in nanoseconds; 0 is the system's own. Best effort (Linux 6.12). Those
+ * whom somebody waits for do little each time they wake and get a short one, which lets them run at once on a busy
+ * machine; whoever makes blanks ahead of need gets a long one and stands back. */
+enum { BOUGH_SLICE_URGENT = 100000, BOUGH_SLICE_PATIENT = 20000000 };
 void bough_sched_slice(uint64_t slice_ns);
 
 /* Makes the sleeping child; needs `site` and `userns_fd`. The record must stay where it is. */

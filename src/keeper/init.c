@@ -132,6 +132,7 @@ static void prepare(struct init *init, int netns)
     bough_fd_close(&init->child.userns_fd);
     /* The keeper has to move both of us into control groups, and knows other numbers for us: a pidfd says it. */
     BOUGH_CLEANUP_FD int child = (int)syscall(SYS_pidfd_open, init->child.pid, 0);
+    bough_sched_slice(BOUGH_SLICE_URGENT);
     if (bough_send(init->sock, BOUGH_MSG_READY, 0, NULL, &child, 1, &err) < 0)
         _exit(1);
 }

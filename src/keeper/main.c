@@ -102,13 +102,6 @@ static void calm_down(void)
     }
 }
 
-/* We and the inits do little each time we wake, and somebody always waits for it: a short slice lets the
- * scheduler (Linux 6.12 and later) run us at once on a busy machine. The command gets the usual one back. */
-static void ask_for_short_slice(void)
-{
-    bough_sched_slice(100000);
-}
-
 static void parse(struct keeper *k, int argc, char **argv)
 {
     struct bough_err err;
@@ -378,7 +371,7 @@ static void end(struct keeper *k)
 int main(int argc, char **argv)
 {
     static struct keeper k;
-    k.keep.spare = 3;
+    k.keep.spare = 4;
     k.keep.running_max = 256;
     if (!getenv("BOUGH_SEALED")) {
         calm_down();
@@ -389,7 +382,7 @@ int main(int argc, char **argv)
     }
     calm_down();
     prctl(PR_SET_NAME, "bough-keeper");
-    ask_for_short_slice();
+    bough_sched_slice(BOUGH_SLICE_URGENT);
     parse(&k, argc, argv);
     char *last = argv[argc - 1];
     set_up(&k, argv[0], (size_t)(last + strlen(last) - argv[0]));

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "../sys.h"
+#include "child.h"
 #include "init.h"
 #include "root.h"
 
@@ -45,6 +46,7 @@ static _Noreturn void nursery_main(struct bough_site *site, int keeper)
     struct bough_err err;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     prctl(PR_SET_NAME, "bough-nursery");
+    bough_sched_slice(BOUGH_SLICE_PATIENT);
     bool ready = unshare(CLONE_NEWNS) == 0;
     if (!ready)
         bough_err_sys(&err, errno, "sandbox template: mount namespace");
