@@ -97,13 +97,21 @@ static int make_userns(struct init *init, struct bough_err *err)
     return ok ? 0 : bough_err_sys(err, sys, "sandbox: user namespace");
 }
 
+int bough_init_keep_only(int fd)
+{
+    if (fd != 3)
+        dup3(fd, 3, O_CLOEXEC);
+    syscall(SYS_close_range, 4u, ~0u, 0u);
+    return 3;
+}
+
 static void prepare(struct init *init, int netns)
 {
     struct bough_err err;
     bool used_before = netns >= 0;
     if (used_before && setns(netns, CLONE_NEWNET) < 0)
         _exit(1);
-    bough_fd_close(&netns);
+    init->sock = bough_init_keep_only(init->sock); /* netns goes with the rest */
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     prctl(PR_SET_DUMPABLE, 0);
     prctl(PR_SET_NAME, "bough-init");
@@ -319,7 +327,7 @@ _Noreturn void bough_init_main(const struct bough_site *site, int sock, bool hos
     struct init init = {.site = site, .sock = sock, .child = {.site = site, .userns_fd = -1}, .root = {.upper_fd = -1, .reused = -1}};
     init.host_network = host_network;
     prepare(&init, netns);
-    struct pollfd fds[2] = {{.fd = sock, .events = POLLIN}, {.fd = init.signals, .events = POLLIN}};
+    struct pollfd fds[2] = {{.fd = init.sock, .events = POLLIN}, {.fd = init.signals, .events = POLLIN}};
     for (;;) {
         if (poll(fds, 2, -1) < 0 && errno != EINTR)
             _exit(1);

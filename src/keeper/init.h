@@ -8,6 +8,10 @@
 
 #include "site.h"
 
+/* Moves a descriptor to 3 and closes all behind it; returns 3. What the keeper has open, the host's socket and the
+ * store above all, is neither for blanks nor for who makes them. */
+int bough_init_keep_only(int fd);
+
 /* Does not return. `sock` is the end that belongs to init; `netns`, a network namespace to use that no packet has
  * crossed yet, or -1: it has one of its own (or the host's). */
 _Noreturn void bough_init_main(const struct bough_site *site, int sock, bool host_network, int netns);

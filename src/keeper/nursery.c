@@ -51,6 +51,7 @@ static _Noreturn void nursery_main(struct bough_site *site, int keeper)
     if (!ready)
         bough_err_sys(&err, errno, "sandbox template: mount namespace");
     ready = ready && bough_site_open_store(site, &err) == 0 && bough_root_template(site, &err) == 0;
+    keeper = bough_init_keep_only(keeper);
     for (;;) {
         struct bough_message msg;
         if (bough_recv(keeper, &msg, NULL) <= 0)
