@@ -66,8 +66,8 @@ static void job_after(uv_work_t *req, int status)
     bough_engine_unref(engine);
 }
 
-void bough_job_start(struct bough_engine *engine, struct bough_job *job, void (*work)(struct bough_job *),
-                     void (*after)(struct bough_job *))
+void bough_job_start(struct bough_engine *engine, struct bough_job *job,
+                     void (*work)(struct bough_job *), void (*after)(struct bough_job *))
 {
     job->engine = engine;
     job->work = work;
@@ -104,7 +104,9 @@ void bough_engine_kick(struct bough_engine *engine)
         uv_ref((uv_handle_t *)engine->poll);
     else
         uv_unref((uv_handle_t *)engine->poll);
-    uv_poll_start(engine->poll, UV_READABLE | (bough_client_wants_write(engine->client) ? UV_WRITABLE : 0), on_socket);
+    uv_poll_start(engine->poll,
+                  UV_READABLE | (bough_client_wants_write(engine->client) ? UV_WRITABLE : 0),
+                  on_socket);
 }
 
 static bool on_hello(void *arg, struct bough_message *msg, const struct bough_err *err)
@@ -121,7 +123,8 @@ static bool on_hello(void *arg, struct bough_message *msg, const struct bough_er
     engine->keeper_pid = (pid_t)bough_get_i64(&msg->body);
     char **facts = bough_get_strv(&msg->body);
     if (version != BOUGH_WIRE_VERSION || !facts) {
-        bough_err_set(&engine->failure, BOUGH_ERR_protocol, "bough-keeper: it is of another version than core.so; install both together");
+        bough_err_set(&engine->failure, BOUGH_ERR_protocol,
+                      "bough-keeper: it is of another version than core.so; install both together");
         engine->gone = true;
     } else {
         size_t n = 0;
@@ -141,7 +144,8 @@ static bool on_hello(void *arg, struct bough_message *msg, const struct bough_er
     return false;
 }
 
-struct bough_engine *bough_engine_open(struct bough_loop *loop, const struct bough_client_options *options,
+struct bough_engine *bough_engine_open(struct bough_loop *loop,
+                                       const struct bough_client_options *options,
                                        const struct bough_limits *limits, struct bough_err *err)
 {
     struct bough_engine *engine = calloc(1, sizeof *engine);
@@ -167,7 +171,9 @@ struct bough_engine *bough_engine_open(struct bough_loop *loop, const struct bou
     }
     bough_client_expect_hello(engine->client, on_hello, engine);
     engine->poll = calloc(1, sizeof *engine->poll);
-    int rc = engine->poll ? uv_poll_init(bough_loop_uv(loop), engine->poll, bough_client_fd(engine->client)) : UV_ENOMEM;
+    int rc = engine->poll
+                 ? uv_poll_init(bough_loop_uv(loop), engine->poll, bough_client_fd(engine->client))
+                 : UV_ENOMEM;
     if (rc < 0) {
         free(engine->poll);
         engine->poll = NULL;
@@ -193,7 +199,8 @@ void bough_engine_close(struct bough_engine *engine)
     if (engine->closed)
         return;
     engine->closed = true;
-    if (engine->gone || bough_client_ask(engine->client, BOUGH_MSG_BYE, NULL, NULL, 0, on_bye, engine, NULL) < 0) {
+    if (engine->gone ||
+        bough_client_ask(engine->client, BOUGH_MSG_BYE, NULL, NULL, 0, on_bye, engine, NULL) < 0) {
         engine->gone = true;
         bough_cond_fire(&engine->changed);
         return;
@@ -226,7 +233,8 @@ void bough_engine_remove(struct bough_engine *engine, char **names)
         bough_put_strv(&body, names);
         r->engine = engine;
         bough_engine_ref(engine);
-        if (bough_client_ask(engine->client, BOUGH_MSG_REMOVE, &body, NULL, 0, on_removed, r, NULL) < 0) {
+        if (bough_client_ask(engine->client, BOUGH_MSG_REMOVE, &body, NULL, 0, on_removed, r,
+                             NULL) < 0) {
             bough_engine_unref(engine);
             free(r);
         }
@@ -272,7 +280,8 @@ static void merge_finish(struct merge *m, bool again)
 void bough_engine_drop_staged(struct bough_engine *engine, int64_t id)
 {
     char **names = calloc(2, sizeof *names);
-    if (names && asprintf(&names[0], "tmp/%s/%lld", bough_store_owner(engine->store), (long long)id) < 0)
+    if (names &&
+        asprintf(&names[0], "tmp/%s/%lld", bough_store_owner(engine->store), (long long)id) < 0)
         names[0] = NULL;
     bough_engine_remove(engine, names);
 }

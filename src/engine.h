@@ -22,10 +22,10 @@ struct bough_engine {
     struct bough_loop *loop;
     struct bough_store *store; /* NULL once it is closed and nothing is under way */
     struct bough_client *client;
-    uv_poll_t *poll;       /* on the keeper's socket */
-    bool closed;           /* no new requests */
-    bool said_hello, gone; /* of the keeper */
-    struct bough_err failure; /* why it never said hello */
+    uv_poll_t *poll;           /* on the keeper's socket */
+    bool closed;               /* no new requests */
+    bool said_hello, gone;     /* of the keeper */
+    struct bough_err failure;  /* why it never said hello */
     struct bough_cond changed; /* fires on hello and on the keeper's end */
     pid_t keeper_pid;
     int keeper_pidfd;
@@ -33,12 +33,13 @@ struct bough_engine {
     size_t fact_count;
     struct bough_limits limits; /* for runs that say nothing */
     bool merging;
-    int busy;             /* jobs under way */
+    int busy;               /* jobs under way */
     struct bough_run *runs; /* all that exist, for gc: their images and parents are in use */
 };
 
 /* Opens store and keeper; returns at once. The hello fires `changed`. `xattr` names the kind of store. */
-struct bough_engine *bough_engine_open(struct bough_loop *loop, const struct bough_client_options *options,
+struct bough_engine *bough_engine_open(struct bough_loop *loop,
+                                       const struct bough_client_options *options,
                                        const struct bough_limits *limits, struct bough_err *err);
 void bough_engine_ref(struct bough_engine *engine);
 void bough_engine_unref(struct bough_engine *engine);
@@ -51,7 +52,8 @@ void bough_engine_compact(struct bough_engine *engine, int64_t layer);
 /* Removes trees below home/tmp in the background; takes the names over. */
 void bough_engine_remove(struct bough_engine *engine, char **names);
 
-void bough_engine_drop_staged(struct bough_engine *engine, int64_t layer); /* a layer that nobody wants */
+void bough_engine_drop_staged(struct bough_engine *engine,
+                              int64_t layer); /* a layer that nobody wants */
 
 /* A piece of work for libuv's threads. Embedded first in a struct of its own; `work` runs elsewhere and touches
  * nothing but that struct and the store, `after` back on the loop. */
@@ -61,7 +63,7 @@ struct bough_job {
     void (*work)(struct bough_job *job);
     void (*after)(struct bough_job *job);
 };
-void bough_job_start(struct bough_engine *engine, struct bough_job *job, void (*work)(struct bough_job *),
-                     void (*after)(struct bough_job *));
+void bough_job_start(struct bough_engine *engine, struct bough_job *job,
+                     void (*work)(struct bough_job *), void (*after)(struct bough_job *));
 
 #endif

@@ -50,8 +50,7 @@ int bough_list_next(const char **cursor, const char *end, struct bough_entry *ou
         return -1;
     const char *name = rec + BOUGH_RECORD_HEAD, *target = name + name_len + 1;
     if (memchr(name, '\0', name_len + 1) != name + name_len ||
-        memchr(target, '\0', target_len + 1) != target + target_len ||
-        memchr(name, '/', name_len))
+        memchr(target, '\0', target_len + 1) != target + target_len || memchr(name, '/', name_len))
         return -1;
     *out = (struct bough_entry){
         .name = name,

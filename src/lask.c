@@ -121,17 +121,18 @@ static void after_job(struct bough_job *job)
 }
 
 /* Starts the job and waits; `k` pushes the answer (or raises what went wrong). */
-static int wait_for(lua_State *L, struct question *q, void (*work)(struct bough_job *), lua_KFunction k)
+static int wait_for(lua_State *L, struct question *q, void (*work)(struct bough_job *),
+                    lua_KFunction k)
 {
     q->refs++;
     bough_job_start(q->engine, &q->job, work, after_job);
     return k(L, LUA_OK, 0);
 }
 
-#define NOT_YET(L, q, k)                               \
-    if (!(q)->done)                                    \
-        return bough_wait(L, &(q)->done_cond, 0, k);   \
-    if ((q)->rc < 0)                                   \
+#define NOT_YET(L, q, k)                             \
+    if (!(q)->done)                                  \
+        return bough_wait(L, &(q)->done_cond, 0, k); \
+    if ((q)->rc < 0)                                 \
     return bough_lerr_raise(L, &(q)->err, (q)->op)
 
 static char *copy_arg(lua_State *L, int index)
@@ -317,19 +318,23 @@ static void gc_dropped(struct bough_job *job)
 {
     struct question *q = (struct question *)job;
     struct bough_engine *engine = q->engine;
-    char **names = q->rc == 0 && q->gc.trash_count > 0 ? calloc((size_t)q->gc.trash_count + 1, sizeof *names) : NULL;
+    char **names = q->rc == 0 && q->gc.trash_count > 0
+                       ? calloc((size_t)q->gc.trash_count + 1, sizeof *names)
+                       : NULL;
     if (!names) {
         answered(q);
         return;
     }
     struct bough_wbuf body = {0};
     for (long i = 0; i < q->gc.trash_count; i++)
-        if (asprintf(&names[i], "tmp/%s/trash-%lld", bough_store_owner(engine->store), (long long)q->gc.trash[i]) < 0) {
+        if (asprintf(&names[i], "tmp/%s/trash-%lld", bough_store_owner(engine->store),
+                     (long long)q->gc.trash[i]) < 0) {
             names[i] = NULL;
             break;
         }
     bough_put_strv(&body, names);
-    if (bough_client_ask(engine->client, BOUGH_MSG_REMOVE, &body, NULL, 0, gc_removed, q, &q->err) < 0)
+    if (bough_client_ask(engine->client, BOUGH_MSG_REMOVE, &body, NULL, 0, gc_removed, q, &q->err) <
+        0)
         answered(q);
     bough_engine_kick(engine);
     bough_wbuf_free(&body);
@@ -344,7 +349,8 @@ static void work_gc(struct bough_job *job)
     long count = 0;
     while (q->keep && q->keep[count])
         count++;
-    q->rc = bough_store_gc(q->engine->store, (const char *const *)q->keep, count, q->dry, &q->gc, &q->err);
+    q->rc = bough_store_gc(q->engine->store, (const char *const *)q->keep, count, q->dry, &q->gc,
+                           &q->err);
 }
 
 static int gc_k(lua_State *L, int status, lua_KContext ctx)
@@ -383,7 +389,8 @@ static int ask_gc(lua_State *L)
     for (struct bough_run *run = q->engine->runs; run; run = run->next) {
         const char *const uuids[] = {run->parent, run->image.uuid};
         for (int i = 0; i < 2; i++)
-            if (uuids[i][0] && !run->collected && run->state != BOUGH_RUN_FAILED && (q->keep[count] = strdup(uuids[i])) != NULL)
+            if (uuids[i][0] && !run->collected && run->state != BOUGH_RUN_FAILED &&
+                (q->keep[count] = strdup(uuids[i])) != NULL)
                 count++;
     }
     q->dry = lua_toboolean(L, 3);
@@ -399,7 +406,8 @@ static void work_stack(struct bough_job *job)
     struct question *q = (struct question *)job;
     q->rc = bough_store_get(q->engine->store, q->ref, &q->image, &q->err);
     if (q->rc == 0)
-        q->rc = bough_err_set(&q->err, BOUGH_ERR_not_found, "image %s: it is not in the store (any more)", q->ref);
+        q->rc = bough_err_set(&q->err, BOUGH_ERR_not_found,
+                              "image %s: it is not in the store (any more)", q->ref);
     if (q->rc == 1) {
         q->stack_count = bough_store_stack(q->engine->store, q->image.layer, &q->stack, &q->err);
         q->rc = q->stack_count < 0 ? -1 : 0;
@@ -581,7 +589,8 @@ static void work_commit(struct bough_job *job)
     q->tag = NULL;
     q->image.layer = q->layer;
     q->image.size = q->bytes;
-    q->rc = bough_store_commit(q->engine->store, &q->image, q->layer, 0, q->bytes, q->files, &q->err);
+    q->rc =
+        bough_store_commit(q->engine->store, &q->image, q->layer, 0, q->bytes, q->files, &q->err);
 }
 
 static void import_committed(struct bough_job *job)
@@ -622,8 +631,8 @@ static void import_numbered(struct bough_job *job)
     bough_put_i64(&body, q->layer);
     bough_put_i64(&body, q->max_bytes);
     bough_put_i64(&body, 0);
-    if (q->rc < 0 ||
-        bough_client_ask(q->engine->client, q->request, &body, &q->source_fd, 1, heard_import, q, &q->err) < 0) {
+    if (q->rc < 0 || bough_client_ask(q->engine->client, q->request, &body, &q->source_fd, 1,
+                                      heard_import, q, &q->err) < 0) {
         q->rc = -1;
         answered(q);
     }
@@ -636,7 +645,8 @@ static void import_numbered(struct bough_job *job)
 static int copy_program(int from, int dir, const char *name, struct bough_err *err)
 {
     BOUGH_CLEANUP_FD int to = openat(dir, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0755);
-    BOUGH_CLEANUP_FREE char *block = NULL; /* for two file systems between which the kernel does not copy */
+    BOUGH_CLEANUP_FREE char *block =
+        NULL; /* for two file systems between which the kernel does not copy */
     const size_t room = 256 * 1024;
     struct stat st;
     if (to < 0 || fstat(from, &st) < 0 || fchmod(to, 0755) < 0)
@@ -644,7 +654,9 @@ static int copy_program(int from, int dir, const char *name, struct bough_err *e
     off_t at = 0;
     while (at < st.st_size) {
         off_t source = at;
-        ssize_t n = block ? 0 : BOUGH_RETRY(copy_file_range(from, &source, to, NULL, (size_t)(st.st_size - at), 0));
+        ssize_t n = block ? 0
+                          : BOUGH_RETRY(copy_file_range(from, &source, to, NULL,
+                                                        (size_t)(st.st_size - at), 0));
         if (n <= 0) {
             if (!block && !(block = malloc(room)))
                 return bough_err_sys(err, ENOMEM, "busybox");
@@ -671,8 +683,8 @@ static int make_busybox_tree(struct question *q)
 {
     char path[4300];
     struct bough_err *err = &q->err;
-    snprintf(path, sizeof path, "%s/tmp/%s/%lld", bough_store_home(q->engine->store), bough_store_owner(q->engine->store),
-             (long long)q->layer);
+    snprintf(path, sizeof path, "%s/tmp/%s/%lld", bough_store_home(q->engine->store),
+             bough_store_owner(q->engine->store), (long long)q->layer);
     if (mkdir(path, 0700) < 0)
         return bough_err_sys(err, errno, "layer %s", path);
     strcat(path, "/fs");
@@ -682,9 +694,10 @@ static int make_busybox_tree(struct question *q)
     static const struct {
         const char *name;
         mode_t mode;
-    } dirs[] = {{"bin", 0755}, {"sbin", 0755}, {"usr", 0755}, {"usr/bin", 0755}, {"usr/sbin", 0755}, {"etc", 0755},
-                {"root", 0700}, {"home", 0755}, {"tmp", 01777}, {"var", 0755}, {"var/tmp", 01777}, {"proc", 0555},
-                {"sys", 0555}, {"dev", 0755}, {"run", 0755}};
+    } dirs[] = {{"bin", 0755},      {"sbin", 0755}, {"usr", 0755},      {"usr/bin", 0755},
+                {"usr/sbin", 0755}, {"etc", 0755},  {"root", 0700},     {"home", 0755},
+                {"tmp", 01777},     {"var", 0755},  {"var/tmp", 01777}, {"proc", 0555},
+                {"sys", 0555},      {"dev", 0755},  {"run", 0755}};
     if (fs < 0 || fchmod(fs, 0755) < 0)
         return bough_err_sys(err, errno, "layer %s", path);
     for (size_t i = 0; i < sizeof dirs / sizeof *dirs; i++)
@@ -694,7 +707,9 @@ static int make_busybox_tree(struct question *q)
         return -1;
     if (symlinkat("busybox", fs, "bin/sh") < 0)
         return bough_err_sys(err, errno, "busybox image: bin/sh");
-    if (write_text(fs, "etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n", err) < 0 ||
+    if (write_text(fs, "etc/passwd",
+                   "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+                   err) < 0 ||
         write_text(fs, "etc/group", "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n", err) < 0 ||
         write_text(fs, "etc/hosts", "", err) < 0 || write_text(fs, "etc/hostname", "", err) < 0 ||
         write_text(fs, "etc/resolv.conf", "", err) < 0)
@@ -728,8 +743,9 @@ static bool is_static(int fd)
 static int open_busybox(lua_State *L)
 {
     const char *named = getenv("BOUGH_BUSYBOX");
-    const char *const places[] = {named ? named : "/bin/busybox", "/usr/bin/busybox", "/bin/busybox.static",
-                                  "/usr/bin/busybox-static", "/usr/local/bin/busybox"};
+    const char *const places[] = {named ? named : "/bin/busybox", "/usr/bin/busybox",
+                                  "/bin/busybox.static", "/usr/bin/busybox-static",
+                                  "/usr/local/bin/busybox"};
     bool dynamic = false;
     for (size_t i = 0; i < (named ? 1 : sizeof places / sizeof *places); i++) {
         int fd = open(places[i], O_RDONLY | O_CLOEXEC);
@@ -740,9 +756,12 @@ static int open_busybox(lua_State *L)
         dynamic = true;
         close(fd);
     }
-    return bough_lerr(L, BOUGH_ERR_not_found, "import",
-                      dynamic ? "busybox: the one on this machine is not statically linked; install busybox-static"
-                              : "busybox: none on this machine; install busybox-static, or name one in $BOUGH_BUSYBOX");
+    return bough_lerr(
+        L, BOUGH_ERR_not_found, "import",
+        dynamic
+            ? "busybox: the one on this machine is not statically linked; install busybox-static"
+            : "busybox: none on this machine; install busybox-static, or name one in "
+              "$BOUGH_BUSYBOX");
 }
 
 static int import_k(lua_State *L, int status, lua_KContext ctx)
@@ -775,7 +794,8 @@ static int ask_import(lua_State *L)
         return import_k(L, LUA_OK, 0);
     }
     const char *path = luaL_checkstring(L, 3);
-    q->source_fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | (kind == 1 ? O_DIRECTORY : O_NONBLOCK));
+    q->source_fd =
+        open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | (kind == 1 ? O_DIRECTORY : O_NONBLOCK));
     struct stat st;
     if (q->source_fd < 0 || fstat(q->source_fd, &st) < 0) {
         bough_err_sys(&q->err, errno, "%s", path);
@@ -851,11 +871,13 @@ static void push_result(lua_State *L, const struct bough_result *r)
     set_number(L, "system_time", r->system_time);
     set_integer(L, "max_rss", r->max_rss);
     if (r->has_stdout) {
-        lua_pushlstring(L, r->stdout_data ? r->stdout_data : "", r->stdout_data ? r->stdout_size : 0);
+        lua_pushlstring(L, r->stdout_data ? r->stdout_data : "",
+                        r->stdout_data ? r->stdout_size : 0);
         lua_setfield(L, -2, "stdout");
     }
     if (r->has_stderr) {
-        lua_pushlstring(L, r->stderr_data ? r->stderr_data : "", r->stderr_data ? r->stderr_size : 0);
+        lua_pushlstring(L, r->stderr_data ? r->stderr_data : "",
+                        r->stderr_data ? r->stderr_size : 0);
         lua_setfield(L, -2, "stderr");
     }
     lua_createtable(L, 0, 2);
@@ -888,9 +910,9 @@ void bough_lrow_push(lua_State *L, const struct bough_image *image)
 }
 
 const luaL_Reg bough_lask_methods[] = {
-    {"resolve", ask_resolve}, {"list", ask_list}, {"tag", ask_tag}, {"untag", ask_untag},
-    {"remove", ask_remove}, {"gc", ask_gc}, {"read", ask_read}, {"list_dir", ask_list_dir},
-    {"import", ask_import}, {"info", ask_info}, {NULL, NULL},
+    {"resolve", ask_resolve}, {"list", ask_list}, {"tag", ask_tag},   {"untag", ask_untag},
+    {"remove", ask_remove},   {"gc", ask_gc},     {"read", ask_read}, {"list_dir", ask_list_dir},
+    {"import", ask_import},   {"info", ask_info}, {NULL, NULL},
 };
 
 void bough_lask_register(lua_State *L)

@@ -17,7 +17,8 @@ struct bough_engine *bough_local_check(lua_State *L, const char *op)
     if (!local->engine || local->engine->closed)
         bough_lerr(L, BOUGH_ERR_closed, op, "the engine is closed");
     if (local->engine->gone)
-        bough_lerr(L, BOUGH_ERR_closed, op, "the keeper of this engine has ended; open the engine again");
+        bough_lerr(L, BOUGH_ERR_closed, op,
+                   "the keeper of this engine has ended; open the engine again");
     return local->engine;
 }
 
@@ -36,22 +37,26 @@ static void beside_us(char *path, size_t room, const char *name)
     snprintf(path, room, "%.*s%s", slash ? (int)(slash - self) + 1 : 0, self, name);
 }
 
-static void find_program(lua_State *L, const char *option, const char *variable, const char *name, char *path)
+static void find_program(lua_State *L, const char *option, const char *variable, const char *name,
+                         char *path)
 {
-    const char *given = lua_getfield(L, 1, option) == LUA_TSTRING ? lua_tostring(L, -1) : getenv(variable);
+    const char *given =
+        lua_getfield(L, 1, option) == LUA_TSTRING ? lua_tostring(L, -1) : getenv(variable);
     if (given && *given)
         snprintf(path, PATH_MAX, "%s", given);
     else
         beside_us(path, PATH_MAX, name);
     lua_pop(L, 1);
     if (access(path, X_OK) < 0)
-        bough_lerr(L, BOUGH_ERR_not_found, "open", "%s: no program there; it belongs beside core.so, or where $%s says", path,
+        bough_lerr(L, BOUGH_ERR_not_found, "open",
+                   "%s: no program there; it belongs beside core.so, or where $%s says", path,
                    variable);
 }
 
 static void find_home(lua_State *L, char *home)
 {
-    const char *given = lua_getfield(L, 1, "home") == LUA_TSTRING ? lua_tostring(L, -1) : getenv("BOUGH_HOME");
+    const char *given =
+        lua_getfield(L, 1, "home") == LUA_TSTRING ? lua_tostring(L, -1) : getenv("BOUGH_HOME");
     const char *xdg = getenv("XDG_DATA_HOME"), *user = getenv("HOME");
     if (given && *given)
         snprintf(home, PATH_MAX, "%s", given);
@@ -64,7 +69,8 @@ static void find_home(lua_State *L, char *home)
     lua_pop(L, 1);
     if (home[0] != '/') {
         char here[PATH_MAX], whole[PATH_MAX];
-        if (!getcwd(here, sizeof here) || snprintf(whole, sizeof whole, "%s/%s", here, home) >= PATH_MAX)
+        if (!getcwd(here, sizeof here) ||
+            snprintf(whole, sizeof whole, "%s/%s", here, home) >= PATH_MAX)
             bough_lerr(L, BOUGH_ERR_invalid, "open", "the path of the store is too long");
         strcpy(home, whole);
     }
@@ -114,7 +120,8 @@ static int open_k(lua_State *L, int status, lua_KContext ctx)
         return bough_wait(L, &engine->changed, ctx, open_k);
     if (!engine->said_hello) {
         if (!engine->failure.msg[0])
-            bough_err_set(&engine->failure, BOUGH_ERR_io, "bough-keeper ended before it said a word");
+            bough_err_set(&engine->failure, BOUGH_ERR_io,
+                          "bough-keeper ended before it said a word");
         struct bough_err err = engine->failure;
         local->engine = NULL;
         bough_engine_unref(engine);
@@ -138,7 +145,8 @@ static int local_open(lua_State *L)
     find_program(L, "keeper", "BOUGH_KEEPER", "bough-keeper", keeper);
     find_program(L, "unpacker", "BOUGH_UNPACK", "bough-unpack", unpacker);
     find_home(L, home);
-    struct bough_client_options o = {.keeper = keeper, .unpacker = unpacker, .home = home, .spare = 4};
+    struct bough_client_options o = {
+        .keeper = keeper, .unpacker = unpacker, .home = home, .spare = 4};
     if (lua_getfield(L, 1, "spare") == LUA_TNUMBER)
         o.spare = (int)lua_tointeger(L, -1);
     if (lua_getfield(L, 1, "max_running") == LUA_TNUMBER)
@@ -249,8 +257,10 @@ static int local_index(lua_State *L)
 
 void bough_open_local(lua_State *L)
 {
-    static const luaL_Reg methods[] = {{"start", bough_lrun_start}, {"close", local_close}, {NULL, NULL}};
-    static const luaL_Reg meta[] = {{"__gc", local_gc}, {"__close", local_close}, {"__tostring", local_tostring}, {NULL, NULL}};
+    static const luaL_Reg methods[] = {
+        {"start", bough_lrun_start}, {"close", local_close}, {NULL, NULL}};
+    static const luaL_Reg meta[] = {
+        {"__gc", local_gc}, {"__close", local_close}, {"__tostring", local_tostring}, {NULL, NULL}};
     if (luaL_newmetatable(L, BOUGH_LOCAL)) {
         luaL_setfuncs(L, meta, 0);
         luaL_newlib(L, methods);

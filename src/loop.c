@@ -75,7 +75,8 @@ static void places_give_back(const struct bough_loop *loop)
     if (loop->places == 0 || stat("/dev/null", &null) < 0)
         return;
     for (int fd = 0; fd < 3; fd++)
-        if ((loop->places & 1u << fd) && fstat(fd, &st) == 0 && S_ISCHR(st.st_mode) && st.st_rdev == null.st_rdev)
+        if ((loop->places & 1u << fd) && fstat(fd, &st) == 0 && S_ISCHR(st.st_mode) &&
+            st.st_rdev == null.st_rdev)
             close(fd);
 }
 

@@ -27,10 +27,10 @@ struct bough_cond {
     uint64_t fired;
 };
 
-struct bough_loop *bough_loop_new(void);      /* NULL when out of memory or descriptors */
+struct bough_loop *bough_loop_new(void);       /* NULL when out of memory or descriptors */
 void bough_loop_free(struct bough_loop *loop); /* closes every handle, runs close callbacks */
 uv_loop_t *bough_loop_uv(struct bough_loop *loop);
-int bough_loop_fd(const struct bough_loop *loop);   /* the pollable descriptor */
+int bough_loop_fd(const struct bough_loop *loop); /* the pollable descriptor */
 
 void bough_cond_init(struct bough_cond *cond, struct bough_loop *loop);
 /* Moves all waiters to the ready queue. Callable from uv callbacks; never runs Lua. */
@@ -39,12 +39,13 @@ void bough_cond_fire(struct bough_cond *cond);
 void bough_cond_destroy(struct bough_cond *cond);
 
 void bough_loop_park(struct bough_loop *loop, struct bough_waiter *waiter, struct bough_cond *cond);
-void bough_loop_ready(struct bough_loop *loop, struct bough_waiter *waiter); /* unpark; queue it */
+void bough_loop_ready(struct bough_loop *loop, struct bough_waiter *waiter);  /* unpark; queue it */
 void bough_loop_forget(struct bough_loop *loop, struct bough_waiter *waiter); /* out of any list */
 struct bough_waiter *bough_loop_next(struct bough_loop *loop); /* take one ready waiter, or NULL */
 bool bough_loop_has_ready(const struct bough_loop *loop);
 size_t bough_loop_ready_count(const struct bough_loop *loop);
-bool bough_loop_alive(const struct bough_loop *loop); /* active handles or requests: something may yet happen */
+bool bough_loop_alive(
+    const struct bough_loop *loop); /* active handles or requests: something may yet happen */
 
 /* Runs uv callbacks: waits at most `timeout_ms` (0 never waits, -1 without bound) for the first. Returns
  * at once when somebody is ready. False when a signal cut the waiting short: somebody above may want to know. */
@@ -57,9 +58,11 @@ int bough_loop_timeout(struct bough_loop *loop);
 
 /* A one-shot timer that fires a condition. Handle memory is the loop's; stop may be called at any time, once. */
 struct bough_timer;
-struct bough_timer *bough_timer_start(struct bough_loop *loop, int64_t delay_ms, struct bough_cond *cond);
+struct bough_timer *bough_timer_start(struct bough_loop *loop, int64_t delay_ms,
+                                      struct bough_cond *cond);
 /* One that readies a waiter, wherever it is parked, at an instant of bough_now_ns. Stop it before the waiter goes. */
-struct bough_timer *bough_timer_wake(struct bough_loop *loop, int64_t due_ns, struct bough_waiter *waiter);
+struct bough_timer *bough_timer_wake(struct bough_loop *loop, int64_t due_ns,
+                                     struct bough_waiter *waiter);
 /* NULL is fine. Both starts give NULL when out of memory. */
 void bough_timer_stop(struct bough_timer *timer);
 

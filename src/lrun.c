@@ -99,7 +99,8 @@ static int called_k(lua_State *L, int status, lua_KContext ctx)
             data = lua_tolstring(L, -1, &size);
         else if (!lua_isnil(L, -1) && lua_toboolean(L, -1)) {
             struct bough_err err;
-            bough_err_set(&err, BOUGH_ERR_invalid, "the function given for stdin must return a string or nil, got %s",
+            bough_err_set(&err, BOUGH_ERR_invalid,
+                          "the function given for stdin must return a string or nil, got %s",
                           luaL_typename(L, -1));
             bough_lerr_push(L, &err, "run");
             return rethrow(L, l);
@@ -250,8 +251,12 @@ static int run_gc(lua_State *L)
 static int run_tostring(lua_State *L)
 {
     struct lrun *l = check(L);
-    static const char *const states[] = {"preparing", "starting", "running", "committing", "done", "failed"};
-    lua_pushfstring(L, "run (%s)", !l->run ? "closed" : l->run->closed ? "closed" : states[l->run->state]);
+    static const char *const states[] = {"preparing",  "starting", "running",
+                                         "committing", "done",     "failed"};
+    lua_pushfstring(L, "run (%s)",
+                    !l->run          ? "closed"
+                    : l->run->closed ? "closed"
+                                     : states[l->run->state]);
     return 1;
 }
 
@@ -271,7 +276,8 @@ static int run_index(lua_State *L)
 void bough_lrun_register(lua_State *L)
 {
     static const luaL_Reg methods[] = {{"wait", run_wait}, {"close", run_close}, {NULL, NULL}};
-    static const luaL_Reg meta[] = {{"__gc", run_gc}, {"__close", run_close}, {"__tostring", run_tostring}, {NULL, NULL}};
+    static const luaL_Reg meta[] = {
+        {"__gc", run_gc}, {"__close", run_close}, {"__tostring", run_tostring}, {NULL, NULL}};
     if (luaL_newmetatable(L, BOUGH_RUN)) {
         luaL_setfuncs(L, meta, 0);
         luaL_newlib(L, methods);

@@ -92,12 +92,16 @@ void bough_lspec_limits(lua_State *L, int index, struct bough_limits *limits)
     const struct {
         const char *name;
         int64_t *at;
-    } fields[] = {{"memory", &limits->memory}, {"disk", &limits->disk}, {"pids", &limits->pids}, {"files", &limits->files}};
+    } fields[] = {{"memory", &limits->memory},
+                  {"disk", &limits->disk},
+                  {"pids", &limits->pids},
+                  {"files", &limits->files}};
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         if (lua_getfield(L, index, fields[i].name) == LUA_TNUMBER) {
             double value = lua_tonumber(L, -1);
             if (!(value >= 0))
-                bough_lerr(L, BOUGH_ERR_invalid, op, "limits.%s must not be negative", fields[i].name);
+                bough_lerr(L, BOUGH_ERR_invalid, op, "limits.%s must not be negative",
+                           fields[i].name);
             *fields[i].at = value >= 9e18 ? 0 : (int64_t)value;
         } else if (lua_type(L, -1) == LUA_TBOOLEAN && !lua_toboolean(L, -1)) {
             *fields[i].at = 0;
@@ -116,8 +120,8 @@ static bool is_constant(lua_State *L, const char *name)
 {
     int top = lua_gettop(L);
     luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
-    bool same = lua_getfield(L, -1, "bough.core") == LUA_TTABLE && lua_getfield(L, -1, name) != LUA_TNIL &&
-                lua_rawequal(L, -1, top);
+    bool same = lua_getfield(L, -1, "bough.core") == LUA_TTABLE &&
+                lua_getfield(L, -1, name) != LUA_TNIL && lua_rawequal(L, -1, top);
     lua_settop(L, top);
     return same;
 }
@@ -129,7 +133,8 @@ static int file_descriptor(lua_State *L, bool writing)
     if (!stream)
         return -1;
     if (!stream->closef)
-        bough_lerr(L, BOUGH_ERR_closed, op, "the file given for %s is closed", writing ? "output" : "stdin");
+        bough_lerr(L, BOUGH_ERR_closed, op, "the file given for %s is closed",
+                   writing ? "output" : "stdin");
     if (writing)
         fflush(stream->f);
     int fd = fcntl(fileno(stream->f), F_DUPFD_CLOEXEC, 3);
@@ -186,8 +191,8 @@ static void read_output(lua_State *L, int spec, const char *name, struct bough_r
     } else if ((out->sink_fd = file_descriptor(L, true)) >= 0) {
         out->sink = BOUGH_SINK_FD;
     } else {
-        bough_lerr(L, BOUGH_ERR_unsupported, op, "%s = %s: this engine cannot send output there", name,
-                   luaL_tolstring(L, -1, NULL));
+        bough_lerr(L, BOUGH_ERR_unsupported, op, "%s = %s: this engine cannot send output there",
+                   name, luaL_tolstring(L, -1, NULL));
     }
     lua_pop(L, 1);
 }
@@ -247,7 +252,8 @@ void bough_lspec_read(lua_State *L, int index, struct bough_run *run)
     run->hostname = text_field(L, index, "hostname", "bough");
     run->tag = text_field(L, index, "tag", NULL);
     run->command = text_field(L, index, "command", NULL);
-    if (lua_getfield(L, index, "network") == LUA_TSTRING && strcmp(lua_tostring(L, -1), "host") == 0) {
+    if (lua_getfield(L, index, "network") == LUA_TSTRING &&
+        strcmp(lua_tostring(L, -1), "host") == 0) {
         run->network = BOUGH_NETWORK_HOST;
         run->resolv = read_small_file("/etc/resolv.conf");
     }

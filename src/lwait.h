@@ -38,7 +38,8 @@ int bough_wait(lua_State *L, struct bough_cond *cond, lua_KContext ctx, lua_KFun
 /* The same, and k runs at `until_ns` (bough_now_ns) at the latest; INT64_MAX for never. `cond` may be NULL. Nothing is raised at
  * that time: k looks at the clock. Where a driver waits, k is called from here, so a k that ends in `return bough_wait(...)` and
  * passes the address of no local to it costs no C stack however often it is woken in vain. */
-int bough_wait_until(lua_State *L, struct bough_cond *cond, int64_t until_ns, lua_KContext ctx, lua_KFunction k);
+int bough_wait_until(lua_State *L, struct bough_cond *cond, int64_t until_ns, lua_KContext ctx,
+                     lua_KFunction k);
 
 /* Whether a wait here would be private: inside a task, but no other task can run meanwhile. */
 bool bough_wait_is_private(lua_State *L);

@@ -22,18 +22,18 @@ struct bough_limits {
 };
 
 struct bough_plan {
-    int64_t layer;   /* name of the layer in the making */
-    int64_t *stack;  /* layer directories, top first; owned by a decoded plan */
+    int64_t layer;  /* name of the layer in the making */
+    int64_t *stack; /* layer directories, top first; owned by a decoded plan */
     int64_t stack_count;
-    char **argv, **env; /* NULL-terminated */
+    char **argv, **env;                /* NULL-terminated */
     const char *cwd, *user, *hostname; /* user: "uid[:gid]" or a name; "" is root */
-    const char *resolv; /* text for /etc/resolv.conf */
+    const char *resolv;                /* text for /etc/resolv.conf */
     struct bough_limits limits;
     enum bough_network network;
     int64_t timeout_ms; /* 0: none */
     bool keep;          /* make a layer of what changed */
     bool announce;      /* say when the command has started */
-    int streams;        /* bits 0-2: stdin, stdout, stderr have a descriptor with the plan; the others are the
+    int streams; /* bits 0-2: stdin, stdout, stderr have a descriptor with the plan; the others are the
                          * sandbox's /dev/null */
 };
 
@@ -45,9 +45,9 @@ void bough_plan_clear(struct bough_plan *plan);
 struct bough_ending {
     int64_t status; /* as waitpid gives it */
     bool timed_out, oom, killed;
-    bool changed;   /* a layer has been made, under the name of `layer` */
-    int64_t layer;  /* the plan's own, or that of an earlier run whose overlay this one took over */
-    int64_t bytes, files; /* of it */
+    bool changed;  /* a layer has been made, under the name of `layer` */
+    int64_t layer; /* the plan's own, or that of an earlier run whose overlay this one took over */
+    int64_t bytes, files;                            /* of it */
     int64_t elapsed_ns, user_us, system_us, max_rss; /* max_rss in bytes */
 };
 
@@ -56,6 +56,7 @@ int bough_ending_get(struct bough_rbuf *buf, struct bough_ending *ending, struct
 
 /* A stack of layers on the wire, top first. */
 void bough_stack_put(struct bough_wbuf *buf, const int64_t *stack, int64_t count);
-int64_t bough_stack_get(struct bough_rbuf *buf, int64_t **stack); /* count or -1; *stack is malloc'ed */
+int64_t bough_stack_get(struct bough_rbuf *buf,
+                        int64_t **stack); /* count or -1; *stack is malloc'ed */
 
 #endif

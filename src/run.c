@@ -119,8 +119,9 @@ static void commit(struct bough_job *job)
 {
     struct run_job *j = (struct run_job *)job;
     struct bough_run *run = j->run;
-    j->rc = bough_store_commit(job->engine->store, &run->image, run->ending.changed ? run->layer : 0,
-                               run->parent_layer, run->ending.bytes, run->ending.files, &j->err);
+    j->rc =
+        bough_store_commit(job->engine->store, &run->image, run->ending.changed ? run->layer : 0,
+                           run->parent_layer, run->ending.bytes, run->ending.files, &j->err);
 }
 
 static void committed(struct bough_job *job)
@@ -296,7 +297,8 @@ static void hand_over(struct bough_run *run, int64_t *stack, int64_t count)
     bough_plan_put(&body, &plan);
     if (rc == 0) {
         run->refs++; /* until the keeper's last word */
-        run->id = bough_client_ask(engine->client, BOUGH_MSG_RUN, &body, sent, count_sent, on_message, run, &err);
+        run->id = bough_client_ask(engine->client, BOUGH_MSG_RUN, &body, sent, count_sent,
+                                   on_message, run, &err);
         if (run->id < 0) {
             run->id = 0;
             bough_run_unref(run);
@@ -324,7 +326,8 @@ static void prepare(struct bough_job *job)
     j->rc = -1;
     int found = bough_store_find(store, j->run->parent, image.uuid, &image.layer, &j->err);
     if (found == 0)
-        bough_err_set(&j->err, BOUGH_ERR_not_found, "image %s: it is not in the store (any more)", j->run->parent);
+        bough_err_set(&j->err, BOUGH_ERR_not_found, "image %s: it is not in the store (any more)",
+                      j->run->parent);
     if (found == 1) {
         j->parent_layer = image.layer;
         j->stack_count = bough_store_stack(store, image.layer, &j->stack, &j->err);
@@ -343,7 +346,8 @@ static void prepared(struct bough_job *job)
         fail(run, &j->err);
     } else if (run->closed || job->engine->closed) {
         bough_err_set(&err, run->closed ? BOUGH_ERR_cancelled : BOUGH_ERR_closed,
-                      run->closed ? "the run was closed before it started" : "the engine was closed");
+                      run->closed ? "the run was closed before it started"
+                                  : "the engine was closed");
         fail(run, &err);
     } else {
         run->layer = j->layer;
@@ -356,7 +360,8 @@ static void prepared(struct bough_job *job)
 void bough_run_start(struct bough_run *run)
 {
     int64_t *stack = NULL, count;
-    if (bough_store_quick(run->engine->store, run->parent, &run->parent_layer, &stack, &count, &run->layer)) {
+    if (bough_store_quick(run->engine->store, run->parent, &run->parent_layer, &stack, &count,
+                          &run->layer)) {
         hand_over(run, stack, count);
         free(stack);
         return;

@@ -28,9 +28,9 @@ struct bough_run {
     struct bough_cond changed;
     enum bough_run_state state;
     struct bough_err err;
-    bool closed;      /* nobody wants its image: kill, keep nothing */
-    bool eager;       /* somebody waits for the end, nobody for the start: it is not announced */
-    bool collected;   /* somebody has got its image: gc asks them from then on */
+    bool closed;    /* nobody wants its image: kill, keep nothing */
+    bool eager;     /* somebody waits for the end, nobody for the start: it is not announced */
+    bool collected; /* somebody has got its image: gc asks them from then on */
     bool disposable, has_image;
     char parent[BOUGH_UUID_SIZE];
     char *tag, *command;
@@ -41,7 +41,7 @@ struct bough_run {
     enum bough_network network;
     int64_t timeout_ms;
     int64_t parent_layer, layer;
-    int64_t id;       /* at the keeper; 0 before */
+    int64_t id; /* at the keeper; 0 before */
     int64_t pid;
     struct bough_in in;
     struct bough_out out[2]; /* stdout, stderr; the second may be joined to the first */

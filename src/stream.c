@@ -28,7 +28,8 @@ static void close_poll(uv_poll_t **poll)
     }
 }
 
-static int open_poll(uv_poll_t **poll, struct bough_loop *loop, int fd, void *data, struct bough_err *err)
+static int open_poll(uv_poll_t **poll, struct bough_loop *loop, int fd, void *data,
+                     struct bough_err *err)
 {
     *poll = calloc(1, sizeof **poll);
     int rc = *poll ? uv_poll_init(bough_loop_uv(loop), *poll, fd) : UV_ENOMEM;
@@ -92,7 +93,8 @@ static void write_sink(struct bough_out *out, const char *data, size_t size)
             continue;
         }
         if (n < 0) {
-            bough_err_sys(&out->err, errno, "output%s%s", out->path ? " " : "", out->path ? out->path : "");
+            bough_err_sys(&out->err, errno, "output%s%s", out->path ? " " : "",
+                          out->path ? out->path : "");
             return;
         }
         data += n;
@@ -163,8 +165,8 @@ void bough_out_drain(struct bough_out *out)
         bough_cond_fire(out->changed);
 }
 
-int bough_out_open(struct bough_out *out, struct bough_loop *loop, struct bough_cond *changed, int *theirs,
-                   struct bough_err *err)
+int bough_out_open(struct bough_out *out, struct bough_loop *loop, struct bough_cond *changed,
+                   int *theirs, struct bough_err *err)
 {
     int ends[2];
     out->changed = changed;
@@ -351,8 +353,8 @@ static int data_file(struct bough_in *in, struct bough_err *err)
     return bough_steal_fd(&fd);
 }
 
-int bough_in_open(struct bough_in *in, struct bough_loop *loop, struct bough_cond *changed, int *theirs,
-                  struct bough_err *err)
+int bough_in_open(struct bough_in *in, struct bough_loop *loop, struct bough_cond *changed,
+                  int *theirs, struct bough_err *err)
 {
     int ends[2];
     in->changed = changed;

@@ -35,11 +35,13 @@ struct bough_out {
 
 /* Makes the pipe and starts reading; *theirs is the end for the command, -1 for nothing: the host's own
  * /dev/null is no present for a sandbox's root, who could change its mode. */
-int bough_out_open(struct bough_out *out, struct bough_loop *loop, struct bough_cond *changed, int *theirs,
-                   struct bough_err *err);
-void bough_out_drain(struct bough_out *out); /* reads what is there: to the end when no writer is left */
+int bough_out_open(struct bough_out *out, struct bough_loop *loop, struct bough_cond *changed,
+                   int *theirs, struct bough_err *err);
+void bough_out_drain(
+    struct bough_out *out); /* reads what is there: to the end when no writer is left */
 void bough_out_taken(struct bough_out *out); /* the buffer was emptied (SINK_TAKE): read on */
-int bough_out_settle(struct bough_out *out, bool keep); /* renames or removes the temporary file; -1: out->err */
+int bough_out_settle(struct bough_out *out,
+                     bool keep); /* renames or removes the temporary file; -1: out->err */
 void bough_out_close(struct bough_out *out);
 
 enum bough_source { BOUGH_SOURCE_NONE, BOUGH_SOURCE_DATA, BOUGH_SOURCE_FD, BOUGH_SOURCE_GIVE };
@@ -53,14 +55,15 @@ struct bough_in {
     struct bough_cond *changed;
     char *data; /* owned: all of it for SOURCE_DATA, what is still to be written otherwise */
     size_t size, at;
-    bool wants;  /* SOURCE_GIVE: the buffer is empty, more is welcome */
-    bool ended;  /* nothing more will come */
+    bool wants; /* SOURCE_GIVE: the buffer is empty, more is welcome */
+    bool ended; /* nothing more will come */
     struct bough_err err;
 };
 
-int bough_in_open(struct bough_in *in, struct bough_loop *loop, struct bough_cond *changed, int *theirs,
-                  struct bough_err *err);
-int bough_in_give(struct bough_in *in, const char *data, size_t size); /* SOURCE_GIVE; size 0 ends it */
+int bough_in_open(struct bough_in *in, struct bough_loop *loop, struct bough_cond *changed,
+                  int *theirs, struct bough_err *err);
+int bough_in_give(struct bough_in *in, const char *data,
+                  size_t size); /* SOURCE_GIVE; size 0 ends it */
 void bough_in_close(struct bough_in *in);
 
 #endif

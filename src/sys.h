@@ -38,13 +38,13 @@ static inline int bough_steal_fd(int *fd)
 #define BOUGH_CLEANUP_FREE __attribute__((cleanup(bough_ptr_free)))
 
 /* Repeats a call that a signal interrupted. */
-#define BOUGH_RETRY(call)                                \
-    __extension__({                                      \
-        long retry_result_;                              \
-        do                                               \
-            retry_result_ = (long)(call);                \
-        while (retry_result_ == -1 && errno == EINTR);   \
-        retry_result_;                                   \
+#define BOUGH_RETRY(call)                              \
+    __extension__({                                    \
+        long retry_result_;                            \
+        do                                             \
+            retry_result_ = (long)(call);              \
+        while (retry_result_ == -1 && errno == EINTR); \
+        retry_result_;                                 \
     })
 
 /* Monotonic time in nanoseconds. */

@@ -163,8 +163,9 @@ void bough_get_err(struct bough_rbuf *buf, struct bough_err *err)
         bough_err_set(err, BOUGH_ERR_protocol, "keeper: an error report could not be read");
         return;
     }
-    bough_err_set(err, kind >= 0 && kind < BOUGH_ERR_KIND_COUNT ? (enum bough_err_kind)kind : BOUGH_ERR_io,
-                  "%s", text);
+    bough_err_set(
+        err, kind >= 0 && kind < BOUGH_ERR_KIND_COUNT ? (enum bough_err_kind)kind : BOUGH_ERR_io,
+        "%s", text);
     err->sys = (int)sys;
 }
 
@@ -217,7 +218,8 @@ int bough_send(int sock, enum bough_msg type, int64_t id, const struct bough_wbu
 
     struct iovec iov[2] = {
         {.iov_base = &header, .iov_len = sizeof header},
-        {.iov_base = body ? body->data : NULL, .iov_len = body && !header.in_memfd ? body->size : 0},
+        {.iov_base = body ? body->data : NULL,
+         .iov_len = body && !header.in_memfd ? body->size : 0},
     };
     union {
         char bytes[CMSG_SPACE(sizeof(int) * BOUGH_WIRE_FDS)];
@@ -279,8 +281,10 @@ int bough_recv(int sock, struct bough_message *msg, struct bough_err *err)
         char bytes[CMSG_SPACE(sizeof(int) * BOUGH_WIRE_FDS)];
         struct cmsghdr align;
     } control;
-    struct msghdr hdr = {
-        .msg_iov = iov, .msg_iovlen = 2, .msg_control = control.bytes, .msg_controllen = sizeof control};
+    struct msghdr hdr = {.msg_iov = iov,
+                         .msg_iovlen = 2,
+                         .msg_control = control.bytes,
+                         .msg_controllen = sizeof control};
     ssize_t n = BOUGH_RETRY(recvmsg(sock, &hdr, MSG_CMSG_CLOEXEC));
     if (n <= 0) {
         int sys = n == 0 || errno == ECONNRESET ? 0 : errno;

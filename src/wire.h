@@ -14,7 +14,7 @@
 #include "err.h"
 
 #define BOUGH_WIRE_VERSION 1
-#define BOUGH_WIRE_FDS 8            /* at most this many descriptors a message */
+#define BOUGH_WIRE_FDS 8              /* at most this many descriptors a message */
 #define BOUGH_WIRE_INLINE (32 * 1024) /* larger payloads go into a memfd */
 #define BOUGH_WIRE_PAYLOAD_MAX (16 * 1024 * 1024)
 
@@ -36,8 +36,8 @@ enum bough_msg {
     BOUGH_MSG_DONE,    /* numbers */
     BOUGH_MSG_FAILED,  /* an error record; `id` has ended */
     /* keeper to nursery and init, and back */
-    BOUGH_MSG_BLANK,   /* make one (bool: host network); answer: pid, fds: control socket, pidfd */
-    BOUGH_MSG_READY,   /* a blank is prepared */
+    BOUGH_MSG_BLANK, /* make one (bool: host network); answer: pid, fds: control socket, pidfd */
+    BOUGH_MSG_READY, /* a blank is prepared */
 };
 
 /* A growing buffer to write into. Errors stick in `failed`; check once at the end. */
@@ -52,7 +52,8 @@ void bough_put_i64(struct bough_wbuf *buf, int64_t value);
 void bough_put_f64(struct bough_wbuf *buf, double value);
 void bough_put_bytes(struct bough_wbuf *buf, const void *data, size_t size);
 void bough_put_str(struct bough_wbuf *buf, const char *text); /* NULL travels as NULL */
-void bough_put_strv(struct bough_wbuf *buf, char *const *texts); /* NULL-terminated; NULL is an empty one */
+void bough_put_strv(struct bough_wbuf *buf,
+                    char *const *texts); /* NULL-terminated; NULL is an empty one */
 void bough_put_err(struct bough_wbuf *buf, const struct bough_err *err);
 
 /* A cursor to read from. Strings point into the message. Errors stick in `failed`. */
@@ -64,7 +65,7 @@ struct bough_rbuf {
 int64_t bough_get_i64(struct bough_rbuf *buf);
 double bough_get_f64(struct bough_rbuf *buf);
 const char *bough_get_str(struct bough_rbuf *buf); /* NULL for NULL and when failed */
-char **bough_get_strv(struct bough_rbuf *buf);     /* malloc'ed vector of pointers into the message */
+char **bough_get_strv(struct bough_rbuf *buf); /* malloc'ed vector of pointers into the message */
 void bough_get_err(struct bough_rbuf *buf, struct bough_err *err);
 
 /* A received message. `bough_msg_clear` closes descriptors that were not taken (set to -1). */

@@ -91,13 +91,13 @@ function M.nearest(name, candidates)
     local cost = distance(wanted, known)
     local shorter = math.min(#wanted, #known)
     if shorter >= 3 and (wanted:sub(1, shorter) == known:sub(1, shorter)) then
-      cost = math.min(cost, 1) -- "environment" for env, "truncate" for truncate_output_at
+      cost = math.min(cost, 1.5) -- "environment" for env, "truncate" for truncate_output_at
     end
     if not best_cost or cost < best_cost or (cost == best_cost and candidate < best) then
       best, best_cost = candidate, cost
     end
   end
-  if best and best_cost <= math.max(1, #wanted // 3) and best_cost < #wanted then return best end
+  if best and best_cost <= math.max(1.5, #wanted // 3) and best_cost < #wanted then return best end
   return nil
 end
 

@@ -7,9 +7,9 @@
 #include <ftw.h>
 #include <pthread.h>
 #include <sched.h>
-#include <stdarg.h>
 #include <signal.h>
 #include <sqlite3.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
@@ -26,8 +26,8 @@ static _Thread_local struct bough_err err;
 
 #define check(condition, ...) check_line((condition), __LINE__, __VA_ARGS__)
 
-__attribute__((format(printf, 3, 4))) static bool check_line(bool good, int line,
-                                                              const char *fmt, ...)
+__attribute__((format(printf, 3, 4))) static bool check_line(bool good, int line, const char *fmt,
+                                                             ...)
 {
     va_list ap;
     va_start(ap, fmt);
@@ -120,8 +120,8 @@ static struct bough_store *open_store(const char *home)
 static int64_t stage(struct bough_store *s)
 {
     int64_t id = bough_store_layer_ids(s, 1, &err);
-    const char *dir = path_of("%s/tmp/%s/%lld", bough_store_home(s), bough_store_owner(s),
-                              (long long)id);
+    const char *dir =
+        path_of("%s/tmp/%s/%lld", bough_store_home(s), bough_store_owner(s), (long long)id);
     if (id < 0 || mkdir(dir, 0700) || mkdir(path_of("%s/fs", dir), 0755))
         return -1;
     return id;
@@ -297,8 +297,8 @@ static void test_images(void)
         upper[i] = (char)(run.uuid[i] >= 'a' ? run.uuid[i] - 32 : run.uuid[i]);
     check(bough_store_get(s, upper, &got, &err) == 1, "finds it by uuid, in upper case");
     const struct bough_result *r = &got.result;
-    check(strcmp(got.parent, base.uuid) == 0 && strcmp(got.command, "sh -c 'x'") == 0 &&
-              !got.tag && got.size == 0 && got.created_us == run.created_us,
+    check(strcmp(got.parent, base.uuid) == 0 && strcmp(got.command, "sh -c 'x'") == 0 && !got.tag &&
+              got.size == 0 && got.created_us == run.created_us,
           "its fields come back");
     check(r->present && r->exit_code == 137 && r->signal == 9 && r->timed_out && r->oom &&
               r->elapsed_time == 1.5 && r->user_time == 0.25 && r->system_time == 0.125 &&
@@ -407,7 +407,8 @@ static void test_list(void)
               strcmp(first, images[9].uuid) == 0,
           "lists all, newest first");
     check(list_count(s, (struct bough_filter){.oldest_first = true, .limit = 3, .offset = 2},
-                     first) == 3 && strcmp(first, images[2].uuid) == 0,
+                     first) == 3 &&
+              strcmp(first, images[2].uuid) == 0,
           "oldest first, limit, offset");
     check(list_count(s, (struct bough_filter){.tagged = true}, NULL) == 5, "tagged only");
     check(list_count(s, (struct bough_filter){.tag = "odd/3"}, first) == 1 &&
@@ -415,12 +416,19 @@ static void test_list(void)
           "by tag");
     check(list_count(s, (struct bough_filter){.tag_glob = "odd/[1-5]"}, NULL) == 3, "by glob");
     check(list_count(s, (struct bough_filter){.parent = images[1].uuid}, NULL) == 2, "by parent");
-    check(list_count(s, (struct bough_filter){.since_us = images[4].created_us,
-                                              .before_us = images[7].created_us}, NULL) == 3,
+    check(list_count(s,
+                     (struct bough_filter){.since_us = images[4].created_us,
+                                           .before_us = images[7].created_us},
+                     NULL) == 3,
           "since is inclusive, before is exclusive");
-    check(list_count(s, (struct bough_filter){.tag_glob = "odd*", .tagged = true,
-                                              .parent = images[1].uuid, .since_us = 1,
-                                              .before_us = INT64_MAX, .limit = 9, .brief = true},
+    check(list_count(s,
+                     (struct bough_filter){.tag_glob = "odd*",
+                                           .tagged = true,
+                                           .parent = images[1].uuid,
+                                           .since_us = 1,
+                                           .before_us = INT64_MAX,
+                                           .limit = 9,
+                                           .brief = true},
                      NULL) == 1,
           "all filters together");
     struct bough_image *list;
@@ -537,12 +545,11 @@ static void test_chain(void)
         free(ids);
         struct bough_merge plan;
         while (whole && bough_store_merge_plan(s, chain[depth].layer, &plan, &err) == 1) {
-            const char *dir = path_of("%s/tmp/%s/%lld", home, bough_store_owner(s),
-                                      (long long)plan.id);
+            const char *dir =
+                path_of("%s/tmp/%s/%lld", home, bough_store_owner(s), (long long)plan.id);
             mkdir(dir, 0700);
             mkdir(path_of("%s/fs", dir), 0755);
-            struct cover c = {covers[plan.layers[0]].high,
-                              covers[plan.layers[plan.count - 1]].low};
+            struct cover c = {covers[plan.layers[0]].high, covers[plan.layers[plan.count - 1]].low};
             whole = whole && c.high == covers[plan.top].high && c.low == covers[plan.bottom].low &&
                     bough_store_merge_done(s, &plan, 0, &err) == 0;
             covers[plan.id] = c;
@@ -702,14 +709,15 @@ static void test_gc(void)
     add_image(s, &base, NULL, &lost);
     add_image(s, &kept, NULL, &child);
     const char *keep[] = {child.uuid, "no uuid at all"};
-    check(bough_store_gc(s, keep, 2, true, &out, &err) == 0 && out.images == 1 &&
-              out.layers == 1 && out.bytes == 100 && !out.trash && found(s, lost.uuid),
+    check(bough_store_gc(s, keep, 2, true, &out, &err) == 0 && out.images == 1 && out.layers == 1 &&
+              out.bytes == 100 && !out.trash && found(s, lost.uuid),
           "a dry gc only counts");
     check(bough_store_gc(s, keep, 2, false, &out, &err) == 0 && out.images == 1 &&
               out.layers == 1 && out.trash_count == 1 && out.trash[0] == lost.layer,
           "gc drops what nobody needs");
-    check(exists(path_of("%s/tmp/%s/trash-%lld", home, bough_store_owner(s),
-                         (long long)lost.layer)) && !layer_there(s, lost.layer),
+    check(exists(
+              path_of("%s/tmp/%s/trash-%lld", home, bough_store_owner(s), (long long)lost.layer)) &&
+              !layer_there(s, lost.layer),
           "its layer is in the trash");
     drop_trash(s, out.trash, out.trash_count);
     free(out.trash);
@@ -797,8 +805,7 @@ static void test_leases(void)
     kill(pid, SIGKILL);
     waitpid(pid, NULL, 0);
     check(sweep(a, &dead, NULL) == 0 && dead == 1, "killed, it is swept");
-    check(gc(a, NULL, 0, &out) == 0 && out.images == 9 && out.layers == 9,
-          "and its lease is gone");
+    check(gc(a, NULL, 0, &out) == 0 && out.images == 9 && out.layers == 9, "and its lease is gone");
     check(count_entries(path_of("%s/tmp", home)) == 1, "only the living are left in tmp");
     bough_image_clear(&tip);
     bough_store_close(a);
@@ -1096,8 +1103,7 @@ static void test_threads(void)
 
 /* ---- what can be wrong with a home ---- */
 
-static bool refused(const char *home, const char *xattr, enum bough_err_kind kind,
-                    const char *text)
+static bool refused(const char *home, const char *xattr, enum bough_err_kind kind, const char *text)
 {
     err = (struct bough_err){0};
     struct bough_store *s = bough_store_open(home, xattr, &err);
@@ -1141,8 +1147,7 @@ static void test_homes(void)
     check(refused(kept, "trusted", BOUGH_ERR_denied, "others may write"), "%s", err.msg);
     chmod(kept, 0700);
     chmod(path_of("%s/deep", scratch), 01777);
-    check(refused(path_of("%s/deep", scratch), "user", BOUGH_ERR_invalid, "shares"), "%s",
-          err.msg);
+    check(refused(path_of("%s/deep", scratch), "user", BOUGH_ERR_invalid, "shares"), "%s", err.msg);
 
     char *database = strdup(path_of("%s/bough.db", kept));
     char *aside = strdup(path_of("%s/aside", scratch));
@@ -1233,9 +1238,8 @@ static int child_full_disk(const char *home)
         next.result = (struct bough_result){.present = true, .has_stdout = true};
         next.result.stdout_data = calloc(1, 100000);
         next.result.stdout_size = 100000;
-        int result = next.layer < 0 ? -1
-                                    : bough_store_commit(s, &next, next.layer, base.layer, 1, 1,
-                                                         &err);
+        int result =
+            next.layer < 0 ? -1 : bough_store_commit(s, &next, next.layer, base.layer, 1, 1, &err);
         int64_t layer = next.layer;
         bough_image_clear(&next);
         if (result) {
@@ -1304,8 +1308,8 @@ static void bench(bool background)
         next = (struct bough_image){.origin = "run", .command = strdup("true")};
         strcpy(next.parent, base.uuid);
         next.layer = stage(s);
-        next.result = (struct bough_result){.present = true, .has_stdout = true,
-                                            .has_stderr = true};
+        next.result =
+            (struct bough_result){.present = true, .has_stdout = true, .has_stderr = true};
         int64_t start = bough_now_ns();
         int result = bough_store_commit(s, &next, next.layer, base.layer, 100, 1, &err);
         times[i] = bough_now_ns() - start;

@@ -44,7 +44,7 @@ static inline void tar_put(struct tar *t, const void *data, size_t len)
 static inline void tar_free(struct tar *t)
 {
     free(t->data);
-    *t = (struct tar){ 0 };
+    *t = (struct tar){0};
 }
 
 static inline void tar_pad(struct tar *t)
@@ -74,7 +74,7 @@ static inline void tar_octal(char *field, int width, unsigned long long value)
 /* The header alone; returns its offset. */
 static inline size_t tar_header(struct tar *t, const struct tar_entry *e)
 {
-    char h[512] = { 0 };
+    char h[512] = {0};
     size_t at = t->len;
     size_t name = strlen(e->name), link = e->link ? strlen(e->link) : 0;
     memcpy(h, e->name, name > 100 ? 100 : name);
@@ -110,7 +110,7 @@ static inline void tar_pax(struct tar *t, const char *key, const void *value, si
     char digits[24];
     while ((size_t)snprintf(digits, sizeof digits, "%zu", total) + body != total)
         total = body + strlen(digits);
-    tar_header(t, &(struct tar_entry){ .name = "pax", .type = 'x', .size = (long long)total });
+    tar_header(t, &(struct tar_entry){.name = "pax", .type = 'x', .size = (long long)total});
     tar_put(t, digits, strlen(digits));
     tar_put(t, " ", 1);
     tar_put(t, key, strlen(key));
@@ -129,7 +129,7 @@ static inline void tar_pax_text(struct tar *t, const char *key, const char *valu
 static inline void tar_long(struct tar *t, const char *name)
 {
     tar_header(t, &(struct tar_entry){
-                      .name = "././@LongLink", .type = 'L', .size = (long long)strlen(name) + 1 });
+                      .name = "././@LongLink", .type = 'L', .size = (long long)strlen(name) + 1});
     tar_put(t, name, strlen(name) + 1);
     tar_pad(t);
 }

@@ -16,7 +16,7 @@
 
 static int tests, failures;
 static struct bough_err err; /* of the last failure: told when a check fails */
-static char scratch[3000]; /* absolute */
+static char scratch[3000];   /* absolute */
 
 static bool check(bool passed, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 static bool check(bool passed, const char *fmt, ...)
@@ -42,14 +42,14 @@ static void skip(const char *what, const char *why)
 }
 
 /* For the steps that set a test up: they must work. */
-#define MUST(call)                                                                    \
-    __extension__({                                                                   \
-        long must_ = (long)(call);                                                    \
-        if (must_ < 0) {                                                              \
-            printf("Bail out! line %d: %s: %s\n", __LINE__, #call, strerror(errno));  \
-            exit(1);                                                                  \
-        }                                                                             \
-        (int)must_;                                                                   \
+#define MUST(call)                                                                   \
+    __extension__({                                                                  \
+        long must_ = (long)(call);                                                   \
+        if (must_ < 0) {                                                             \
+            printf("Bail out! line %d: %s: %s\n", __LINE__, #call, strerror(errno)); \
+            exit(1);                                                                 \
+        }                                                                            \
+        (int)must_;                                                                  \
     })
 
 /* Root, and not merely of a user namespace: may make devices and trusted xattrs. */
@@ -228,8 +228,8 @@ static bool texts_same(const char *a, const char *b)
         a++;
         b++;
     }
-    printf("# - %.*s\n# + %.*s\n", (int)strcspn(line_a, "\n"), line_a,
-           (int)strcspn(line_b, "\n"), line_b);
+    printf("# - %.*s\n# + %.*s\n", (int)strcspn(line_a, "\n"), line_a, (int)strcspn(line_b, "\n"),
+           line_b);
     return false;
 }
 

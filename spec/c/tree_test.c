@@ -103,8 +103,7 @@ static void test_measure(int at)
     check(bough_tree_measure(at, "none", &size, &err) == -1 && err.kind == BOUGH_ERR_not_found,
           "measure: a missing tree is not_found");
     deep_make(at, "md", 3000);
-    check(!bough_tree_measure(at, "md", &size, &err) && size.files == 3001,
-          "measure: 3000 levels");
+    check(!bough_tree_measure(at, "md", &size, &err) && size.files == 3001, "measure: 3000 levels");
     bough_tree_remove(at, "m", NULL);
     bough_tree_remove(at, "md", NULL);
 }

@@ -24,7 +24,7 @@
 enum who { ROOT, NAMESPACE, USER };
 enum { NOBODY = 65534 };
 
-static const char *const who_names[] = { "root", "namespace", "user" };
+static const char *const who_names[] = {"root", "namespace", "user"};
 static const char *program;
 static enum who who;
 static char base[] = "/tmp/unpack-test-XXXXXX";
@@ -139,7 +139,7 @@ static void report_read(int fd)
 /* Starts the program on `in`, which is closed; `*from` gives its report. */
 static pid_t program_start(int in, int *from, const char *const *options)
 {
-    const char *argv[16] = { program, "--in-fd", "10", "--out-fd", "11", "--report-fd", "12" };
+    const char *argv[16] = {program, "--in-fd", "10", "--out-fd", "11", "--report-fd", "12"};
     int argc = 7, ends[2];
     if (who != ROOT)
         argv[argc++] = "--squash";

@@ -10,7 +10,7 @@
 #include "tar_maker.h"
 #include "unpack_run.h"
 
-#define ADD(t, ...) tar_add(t, (struct tar_entry){ __VA_ARGS__ })
+#define ADD(t, ...) tar_add(t, (struct tar_entry){__VA_ARGS__})
 
 /* ---- names ---- */
 
@@ -19,14 +19,14 @@ static void names_refused(void)
     static const struct {
         const char *name, *text;
     } cases[] = {
-        { "/etc/passwd", "\"/etc/passwd\": leads out of the archive (absolute path)" },
-        { "../../etc/passwd", "\"../../etc/passwd\": leads out of the archive (\"..\")" },
-        { "a/../../b", "leads out of the archive (\"..\")" },
-        { "a/..", "leads out of the archive (\"..\")" },
-        { "./../b", "leads out of the archive (\"..\")" },
+        {"/etc/passwd", "\"/etc/passwd\": leads out of the archive (absolute path)"},
+        {"../../etc/passwd", "\"../../etc/passwd\": leads out of the archive (\"..\")"},
+        {"a/../../b", "leads out of the archive (\"..\")"},
+        {"a/..", "leads out of the archive (\"..\")"},
+        {"./../b", "leads out of the archive (\"..\")"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        struct tar t = { 0 };
+        struct tar t = {0};
         ADD(&t, .name = "before", .data = "x");
         ADD(&t, .name = cases[i].name, .data = "x");
         run_tar(&t);
@@ -35,7 +35,7 @@ static void names_refused(void)
     char name[6001];
     memset(name, 'n', 256);
     name[256] = '\0';
-    struct tar t = { 0 };
+    struct tar t = {0};
     tar_pax_text(&t, "path", name);
     ADD(&t, .name = "short", .data = "x");
     run_tar(&t);
@@ -54,7 +54,7 @@ static void names_refused(void)
 
 static void names_kept(void)
 {
-    struct tar t = { 0 };
+    struct tar t = {0};
     char name[256];
     ADD(&t, .name = "latin-\xe9\xff", .data = "1");
     tar_pax_text(&t, "path", "snow-\xe2\x98\x83");
@@ -78,8 +78,8 @@ static void names_kept(void)
     char target[64] = "";
     ssize_t n = readlink(in_out("link"), target, sizeof target - 1);
     check(holds("latin-\xe9\xff", "1") && holds("snow-\xe2\x98\x83", "2") &&
-              holds("pax-\xe9\xff", "3") && holds("nfd-e\xcc\x81", "4") &&
-              n == 8 && !strcmp(target, "to-e\xcc\x81-\xff"),
+              holds("pax-\xe9\xff", "3") && holds("nfd-e\xcc\x81", "4") && n == 8 &&
+              !strcmp(target, "to-e\xcc\x81-\xff"),
           "keeps names to the byte");
     check(holds(".wh.plain", "5") && holds("a/b/c", "6"), "treats .wh. as ordinary, makes parents");
     check(holds(name, "8") && (memset(name, 'p', 255), holds(name, "7")),
@@ -92,7 +92,7 @@ static void names_deep(void)
     for (int i = 0; i < 2000; i++)
         memcpy(name + i * 2, "d/", 3);
     memcpy(name + 4000, "f", 2);
-    struct tar t = { 0 };
+    struct tar t = {0};
     tar_long(&t, name);
     ADD(&t, .name = "x", .data = "deep");
     check(run_tar(&t) && !strncmp(report, "ok 4 2001 0", 11), "makes 2000 levels");
@@ -113,7 +113,7 @@ static void names_deep(void)
 
 static void links_refused(void)
 {
-    struct tar t = { 0 };
+    struct tar t = {0};
     char outside[128], to[160];
     snprintf(outside, sizeof outside, "%s/outside", base);
     ADD(&t, .name = "link", .type = '2', .link = base);
@@ -144,13 +144,13 @@ static void links_refused(void)
     static const struct {
         const char *link, *text;
     } cases[] = {
-        { "/etc/passwd", "hard link to \"/etc/passwd\": leads out" },
-        { "../../../etc/passwd", "leads out of the archive (\"..\")" },
-        { "missing", "\"hard\": is a hard link to \"missing\", which is not in the archive" },
-        { "no/such", "is a hard link to \"no/such\", which is not in the archive" },
-        { "dir", "hard link to \"dir\": Is a directory" },
-        { ".", "hard link to \".\": Is a directory" },
-        { "out/passwd", "hard link to \"out/passwd\": leads through the symbolic link \"out\"" },
+        {"/etc/passwd", "hard link to \"/etc/passwd\": leads out"},
+        {"../../../etc/passwd", "leads out of the archive (\"..\")"},
+        {"missing", "\"hard\": is a hard link to \"missing\", which is not in the archive"},
+        {"no/such", "is a hard link to \"no/such\", which is not in the archive"},
+        {"dir", "hard link to \"dir\": Is a directory"},
+        {".", "hard link to \".\": Is a directory"},
+        {"out/passwd", "hard link to \"out/passwd\": leads through the symbolic link \"out\""},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         ADD(&t, .name = "dir", .type = '5', .mode = 0755);
@@ -163,7 +163,7 @@ static void links_refused(void)
 
 static void links_made(void)
 {
-    struct tar t = { 0 };
+    struct tar t = {0};
     struct stat a, b;
     ADD(&t, .name = "d/one", .data = "data");
     ADD(&t, .name = "two", .type = '1', .link = "./d/one");
@@ -183,7 +183,7 @@ static void links_made(void)
 
 static void duplicates(void)
 {
-    struct tar t = { 0 };
+    struct tar t = {0};
     ADD(&t, .name = "f", .data = "first", .mode = 0600);
     ADD(&t, .name = "g", .type = '1', .link = "f");
     ADD(&t, .name = "f", .data = "second", .mode = 0640);
@@ -229,7 +229,7 @@ static void duplicates(void)
 
 static void metadata(void)
 {
-    struct tar t = { 0 };
+    struct tar t = {0};
     struct stat st;
     char value[8] = "";
     static const char caps[20] = "\1\0\0\2\0\x20";
@@ -277,7 +277,7 @@ static void metadata(void)
 
 static void owners(void)
 {
-    struct tar t = { 0 };
+    struct tar t = {0};
     struct stat st;
     ADD(&t, .name = "f", .data = "x", .uid = 1234, .gid = 567, .mode = 06755);
     ADD(&t, .name = "l", .type = '2', .link = "f", .uid = 1234, .gid = 567);
@@ -312,7 +312,7 @@ static void attributes_refused(void)
         "LIBARCHIVE.xattr.user%2eoverlay.opaque",
     };
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
-        struct tar t = { 0 };
+        struct tar t = {0};
         tar_pax_text(&t, keys[i], "eQ==");
         ADD(&t, .name = "d", .type = '5', .mode = 0755);
         run_tar(&t);
@@ -322,7 +322,7 @@ static void attributes_refused(void)
 
 static void sparse(void)
 {
-    struct tar t = { 0 };
+    struct tar t = {0};
     struct stat st;
     char map[512] = "2\n0\n4\n1073741824\n4\n";
     tar_pax_text(&t, "GNU.sparse.major", "1");
@@ -331,11 +331,11 @@ static void sparse(void)
     /* the three records belong into one header */
     const char *records = "22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n"
                           "30 GNU.sparse.name=the/sparse\n34 GNU.sparse.realsize=2147483648\n";
-    tar_header(&t, &(struct tar_entry){
-                       .name = "pax", .type = 'x', .size = (long long)strlen(records) });
+    tar_header(&t,
+               &(struct tar_entry){.name = "pax", .type = 'x', .size = (long long)strlen(records)});
     tar_put(&t, records, strlen(records));
     tar_pad(&t);
-    tar_header(&t, &(struct tar_entry){ .name = "x", .mode = 0644, .size = 512 + 8 });
+    tar_header(&t, &(struct tar_entry){.name = "x", .mode = 0644, .size = 512 + 8});
     tar_put(&t, map, sizeof map);
     tar_put(&t, "headtail", 8);
     tar_pad(&t);
@@ -357,9 +357,8 @@ static const struct {
     const char *name;
     int filter;
 } filters[] = {
-    { "gzip", ARCHIVE_FILTER_GZIP }, { "bzip2", ARCHIVE_FILTER_BZIP2 },
-    { "xz", ARCHIVE_FILTER_XZ },     { "zstd", ARCHIVE_FILTER_ZSTD },
-    { "lz4", ARCHIVE_FILTER_LZ4 },
+    {"gzip", ARCHIVE_FILTER_GZIP}, {"bzip2", ARCHIVE_FILTER_BZIP2}, {"xz", ARCHIVE_FILTER_XZ},
+    {"zstd", ARCHIVE_FILTER_ZSTD}, {"lz4", ARCHIVE_FILTER_LZ4},
 };
 
 /* 1 MiB that does not compress, in one file. */
@@ -379,7 +378,7 @@ static void noise_add(struct tar *t)
 
 static void damage(void)
 {
-    struct tar t = { 0 };
+    struct tar t = {0};
     noise_add(&t);
     run_bytes(t.data, t.len / 2, NULL);
     check(refused("corrupt", "archive entry \"noise\": Truncated"), "tells a truncated plain tar");
@@ -390,7 +389,7 @@ static void damage(void)
     check(refused("invalid", "not a tar archive"), "a broken first header is no tar");
     t.data[5] ^= 1;
     for (size_t i = 0; i < sizeof filters / sizeof filters[0]; i++) {
-        struct tar c = { 0 };
+        struct tar c = {0};
         tar_compress(&c, filters[i].filter, t.data, t.len);
         check(run_bytes(c.data, c.len, NULL), "reads %s", filters[i].name);
         out_renew();
@@ -404,7 +403,7 @@ static void damage(void)
               "tells a flipped bit in %s", filters[i].name);
         tar_free(&c);
     }
-    struct tar z = { 0 }, zz = { 0 };
+    struct tar z = {0}, zz = {0};
     tar_compress(&z, ARCHIVE_FILTER_XZ, t.data, t.len);
     tar_compress(&zz, ARCHIVE_FILTER_XZ, z.data, z.len);
     run_bytes(zz.data, zz.len, NULL);
@@ -423,8 +422,8 @@ static void damage(void)
 static void no_tar(void)
 {
     static const char zip[] = "PK\3\4\24\0\0\0\0\0", text[] = "#!/bin/sh\necho hello\n";
-    char zeros[10240] = { 0 };
-    struct tar z = { 0 };
+    char zeros[10240] = {0};
+    struct tar z = {0};
     run_bytes("", 0, NULL);
     check(refused("invalid", "not a tar archive"), "an empty file is no tar");
     run_bytes(text, sizeof text - 1, NULL);
@@ -449,15 +448,15 @@ static void no_tar(void)
 static void limits(void)
 {
     enum { CHUNK = 16 * 1024 * 1024 };
-    struct tar t = { 0 }, z = { 0 }, piece = { 0 };
+    struct tar t = {0}, z = {0}, piece = {0};
     char *zeros = calloc(1, CHUNK);
     /* 3 GiB, compressed once and repeated */
-    tar_header(&t, &(struct tar_entry){ .name = "bomb", .mode = 0644, .size = 3LL << 30 });
+    tar_header(&t, &(struct tar_entry){.name = "bomb", .mode = 0644, .size = 3LL << 30});
     tar_compress(&z, ARCHIVE_FILTER_GZIP, t.data, t.len);
     tar_compress(&piece, ARCHIVE_FILTER_GZIP, zeros, CHUNK);
     for (int i = 0; i < 192; i++)
         tar_put(&z, piece.data, piece.len);
-    run_bytes(z.data, z.len, (const char *const[]){ "--max-bytes", "20000000", NULL });
+    run_bytes(z.data, z.len, (const char *const[]){"--max-bytes", "20000000", NULL});
     struct stat st;
     check(refused("resource", "\"bomb\": the archive holds more than 20000000 bytes"),
           "stops at --max-bytes");
@@ -468,7 +467,7 @@ static void limits(void)
     /* data of a hard link is not written, so this costs no disk */
     ADD(&t, .name = "f", .data = "x");
     tar_pax_text(&t, "size", "3221225472");
-    tar_header(&t, &(struct tar_entry){ .name = "g", .type = '1', .link = "f", .mode = 0644 });
+    tar_header(&t, &(struct tar_entry){.name = "g", .type = '1', .link = "f", .mode = 0644});
     tar_compress(&z, ARCHIVE_FILTER_ZSTD, t.data, t.len);
     tar_compress(&piece, ARCHIVE_FILTER_ZSTD, zeros, CHUNK);
     for (int i = 0; i < 192; i++)
@@ -485,15 +484,15 @@ static void limits(void)
         ADD(&t, .name = name, .data = "x");
     }
     tar_end(&t);
-    run_bytes(t.data, t.len, (const char *const[]){ "--max-files", "10", NULL });
+    run_bytes(t.data, t.len, (const char *const[]){"--max-files", "10", NULL});
     check(refused("resource", "more than 10 files"), "stops at --max-files");
-    check(run_bytes(t.data, t.len, (const char *const[]){ "--max-files", "11", NULL }),
+    check(run_bytes(t.data, t.len, (const char *const[]){"--max-files", "11", NULL}),
           "and not before");
     tar_free(&t);
     ADD(&t, .name = "a/b/c/d/e/f/g/h/i/j/k", .data = "x");
     ADD(&t, .name = "x", .data = "x");
     tar_end(&t);
-    run_bytes(t.data, t.len, (const char *const[]){ "--max-files", "10", NULL });
+    run_bytes(t.data, t.len, (const char *const[]){"--max-files", "10", NULL});
     check(refused("resource", "more than 10 files"), "counts implied directories");
     tar_free(&t);
 }
@@ -514,7 +513,7 @@ static bool shell(const char *fmt, ...)
 
 static void round_trip(void)
 {
-    static const char *const formats[] = { "gnu", "pax", "oldgnu" };
+    static const char *const formats[] = {"gnu", "pax", "oldgnu"};
     bool made = shell("set -e; cd %s; rm -rf tree; mkdir -p tree/a/b/c tree/empty; cd tree;"
                       "head -c 3000000 /dev/urandom >a/big; echo hi >a/b/c/hi; ln a/big a/hard;"
                       "ln -s ../a/big a/b/sym; ln -s /nowhere dangling; mkfifo pipe;"
@@ -551,12 +550,12 @@ static void round_trip(void)
 
 static void progress(void)
 {
-    struct tar t = { 0 };
+    struct tar t = {0};
     noise_add(&t);
     t.len -= 1024;
     ADD(&t, .name = "more", .data = "x");
     noise_add(&t);
-    bool good = run_bytes(t.data, t.len, (const char *const[]){ "--progress", NULL });
+    bool good = run_bytes(t.data, t.len, (const char *const[]){"--progress", NULL});
     check(good && !strncmp(report, "progress ", 9) && strstr(report, "\nok "), "reports progress");
     tar_free(&t);
 }
@@ -589,27 +588,26 @@ static int open_files(pid_t pid)
 static void jail(void)
 {
     enum { HALF = 3 * 512 * 1024 };
-    struct tar t = { 0 };
+    struct tar t = {0};
     int ends[2], from;
     char *zeros = calloc(1, HALF), path[64], root[128] = "", line[64] = "";
     if (getuid() != 0 || !zeros || pipe2(ends, O_CLOEXEC) < 0) {
         free(zeros);
         return;
     }
-    tar_header(&t, &(struct tar_entry){ .name = "f", .size = 2 * HALF });
+    tar_header(&t, &(struct tar_entry){.name = "f", .size = 2 * HALF});
     tar_put(&t, zeros, HALF);
     out_renew();
-    pid_t pid = program_start(ends[0], &from, (const char *const[]){ "--progress", NULL });
+    pid_t pid = program_start(ends[0], &from, (const char *const[]){"--progress", NULL});
     bool fed = write(ends[1], t.data, t.len) == (ssize_t)t.len && read(from, line, 63) > 0;
     snprintf(path, sizeof path, "/proc/%d/root", (int)pid);
     check(fed && proc_says(pid, "NoNewPrivs:\t1\n") && proc_says(pid, "Seccomp:\t2\n"),
           "runs under a filter and no_new_privs");
     /* CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETFCAP */
-    check(proc_says(pid, who == USER ? "CapPrm:\t0000000000000000\n"
-                                     : "CapPrm:\t000000008000001b\n"),
-          "holds no capability but those that files need");
-    check(readlink(path, root, sizeof root - 1) > 0 &&
-              !strcmp(root, who == USER ? "/" : out),
+    check(
+        proc_says(pid, who == USER ? "CapPrm:\t0000000000000000\n" : "CapPrm:\t000000008000001b\n"),
+        "holds no capability but those that files need");
+    check(readlink(path, root, sizeof root - 1) > 0 && !strcmp(root, who == USER ? "/" : out),
           "has the output directory as its root");
     /* 0, 1, 2, archive, directory, report, the file in the making */
     check(open_files(pid) == 7, "keeps no other descriptor");

@@ -195,7 +195,8 @@ static bool open_v2(struct bough_cgroups *groups)
             write_at(fd, "", "cgroup.subtree_control", "+memory +pids +cpu");
             read_at(fd, "", "cgroup.subtree_control", enabled, sizeof enabled);
         }
-        if (has_word(enabled, "memory") && has_word(enabled, "pids") && faccessat(fd, "cgroup.procs", W_OK, 0) == 0 &&
+        if (has_word(enabled, "memory") && has_word(enabled, "pids") &&
+            faccessat(fd, "cgroup.procs", W_OK, 0) == 0 &&
             make_ours(groups, BOUGH_MEMORY, dir) == 0) {
             int ours = groups->dirs[BOUGH_MEMORY];
             write_at(ours, "", "cgroup.subtree_control", "+memory +pids +cpu");
@@ -219,7 +220,8 @@ static bool open_v1(struct bough_cgroups *groups)
     bool any = false;
     for (int i = 0; i < BOUGH_CONTROLLERS; i++) {
         char dir[PATH_MAX], point[PATH_MAX];
-        if (own_dir(controller_names[i], dir, point) && make_ours(groups, (enum bough_controller)i, dir) == 0)
+        if (own_dir(controller_names[i], dir, point) &&
+            make_ours(groups, (enum bough_controller)i, dir) == 0)
             any = true;
     }
     return any;
@@ -280,8 +282,8 @@ void bough_cgroups_close(struct bough_cgroups *groups)
     }
 }
 
-static int set_limits(const struct bough_cgroups *groups, enum bough_controller which, const char *name,
-                      const struct bough_limits *limits)
+static int set_limits(const struct bough_cgroups *groups, enum bough_controller which,
+                      const char *name, const struct bough_limits *limits)
 {
     int dir = groups->dirs[which];
     bool v2 = groups->version == 2;
@@ -293,7 +295,8 @@ static int set_limits(const struct bough_cgroups *groups, enum bough_controller 
         if (write_at(dir, name, v2 ? "memory.max" : "memory.limit_in_bytes", value) < 0)
             return -1;
         /* Without swap accounting these files do not exist: nothing to forbid then. */
-        if (write_at(dir, name, v2 ? "memory.swap.max" : "memory.memsw.limit_in_bytes", v2 ? "0" : value) < 0 &&
+        if (write_at(dir, name, v2 ? "memory.swap.max" : "memory.memsw.limit_in_bytes",
+                     v2 ? "0" : value) < 0 &&
             errno != ENOENT)
             return -1;
         return 0;
@@ -367,7 +370,8 @@ bool bough_cgroup_remove(const struct bough_cgroups *groups, const char *name)
 {
     bool gone = true;
     for (int i = 0; i < BOUGH_CONTROLLERS; i++)
-        if (groups->dirs[i] >= 0 && unlinkat(groups->dirs[i], name, AT_REMOVEDIR) < 0 && errno != ENOENT)
+        if (groups->dirs[i] >= 0 && unlinkat(groups->dirs[i], name, AT_REMOVEDIR) < 0 &&
+            errno != ENOENT)
             gone = false;
     return gone;
 }

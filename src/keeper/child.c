@@ -84,7 +84,8 @@ static int take_identity(struct bough_child *child)
 {
     const struct bough_user *u = child->user;
     /* With one uid alone setgroups(2) is barred, and there is only one group to be in. */
-    if (syscall(SYS_setgroups, u->group_count, u->groups) < 0 && (child->site->root || child->site->range))
+    if (syscall(SYS_setgroups, u->group_count, u->groups) < 0 &&
+        (child->site->root || child->site->range))
         return failed(child, "groups of user", u->name);
     if (syscall(SYS_setresgid, u->gid, u->gid, u->gid) < 0)
         return failed(child, "group of user", u->name);
@@ -210,12 +211,14 @@ static int child_main(void *arg)
 
 int bough_child_prepare(struct bough_child *child)
 {
-    char *stack = mmap(NULL, STACK_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+    char *stack = mmap(NULL, STACK_SIZE, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
     if (stack == MAP_FAILED)
         return failed(child, "stack", NULL);
     child->tid = 1;
-    child->pid = clone(child_main, stack + STACK_SIZE, CLONE_VM | CLONE_FILES | CLONE_CHILD_CLEARTID | SIGCHLD, child,
-                       NULL, NULL, &child->tid);
+    child->pid = clone(child_main, stack + STACK_SIZE,
+                       CLONE_VM | CLONE_FILES | CLONE_CHILD_CLEARTID | SIGCHLD, child, NULL, NULL,
+                       &child->tid);
     if (child->pid < 0)
         return failed(child, "clone", NULL);
     futex_wait(&child->prepared, 0);
@@ -238,22 +241,27 @@ int bough_child_error(const struct bough_child *child, struct bough_err *err)
         bool present = strchr(what, '/') && stat(what, &st) == 0;
         if (child->sys == ENOENT && present)
             return bough_err_set(err, BOUGH_ERR_not_found,
-                                 "program \"%s\": it is there, but the interpreter or loader it names is not in the image",
+                                 "program \"%s\": it is there, but the interpreter or loader it "
+                                 "names is not in the image",
                                  what);
         if (child->sys == ENOENT)
-            return bough_err_set(err, BOUGH_ERR_not_found, "program \"%s\": not found in the image%s", what,
-                                 strchr(what, ' ') ? " (a whole command line goes into `shell`)" : "");
+            return bough_err_set(
+                err, BOUGH_ERR_not_found, "program \"%s\": not found in the image%s", what,
+                strchr(what, ' ') ? " (a whole command line goes into `shell`)" : "");
         if (child->sys == ENOEXEC)
-            return bough_err_set(err, BOUGH_ERR_invalid, "program \"%s\": not a program for this machine (a script without #!?)", what);
+            return bough_err_set(
+                err, BOUGH_ERR_invalid,
+                "program \"%s\": not a program for this machine (a script without #!?)", what);
         return bough_err_sys(err, child->sys, "program \"%s\"", what);
     }
     if (strcmp(child->step, "cwd") == 0)
         return bough_err_sys(err, child->sys, "cwd \"%s\"", what);
     if (strcmp(child->step, "user") == 0 || strcmp(child->step, "group of user") == 0) {
         if (child->sys == EINVAL)
-            return bough_err_set(err, BOUGH_ERR_unsupported, "user \"%s\": its uid is outside of the %ld that this user may use here%s%s",
-                                 what, child->site->uid_count, child->site->uid_why[0] ? ": " : "",
-                                 child->site->uid_why);
+            return bough_err_set(
+                err, BOUGH_ERR_unsupported,
+                "user \"%s\": its uid is outside of the %ld that this user may use here%s%s", what,
+                child->site->uid_count, child->site->uid_why[0] ? ": " : "", child->site->uid_why);
     }
     return bough_err_sys(err, child->sys, "%s%s%s", child->step, *what ? " " : "", what);
 }

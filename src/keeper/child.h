@@ -27,7 +27,7 @@ struct bough_child {
     pid_t tid; /* the kernel clears it when the child leaves our memory */
     pid_t pid;
     /* out */
-    const char *step;   /* NULL: the command runs */
+    const char *step; /* NULL: the command runs */
     const char *object;
     int sys;
 };

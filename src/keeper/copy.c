@@ -79,8 +79,8 @@ static int copy_count(struct copy *c, const struct stat *made, struct bough_err 
     c->size->files++;
     c->size->bytes += (int64_t)made->st_blocks * 512;
     if (c->how->max_bytes > 0 && c->size->bytes > c->how->max_bytes)
-        return bough_err_set(err, BOUGH_ERR_resource, "copy: the tree is larger than %" PRId64
-                             " bytes", c->how->max_bytes);
+        return bough_err_set(err, BOUGH_ERR_resource,
+                             "copy: the tree is larger than %" PRId64 " bytes", c->how->max_bytes);
     return 0;
 }
 
@@ -90,9 +90,8 @@ static int copy_make(struct copy *c, struct copy_level *l, const char *name, int
 {
     if (c->how->max_bytes > 0)
         c->node.room = c->how->max_bytes - c->size->bytes;
-    int rc = in >= 0
-                 ? bough_node_copy_file(&c->node, in, st, l->to.fd, name, made, err)
-                 : bough_node_copy(&c->node, l->from.fd, name, l->to.fd, made, err);
+    int rc = in >= 0 ? bough_node_copy_file(&c->node, in, st, l->to.fd, name, made, err)
+                     : bough_node_copy(&c->node, l->from.fd, name, l->to.fd, made, err);
     if (rc < 0)
         return -1;
     if (rc == 0) {

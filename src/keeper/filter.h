@@ -17,6 +17,7 @@ int bough_filter_compile(struct sock_fprog *prog, struct bough_err *err);
 /* The rest runs in the child between clone and exec: raw calls only, errno on failure. */
 int bough_filter_install(const struct sock_fprog *prog); /* sets no_new_privs too */
 int bough_caps_drop_bounding(void);
-int bough_caps_drop_rest(void); /* after the ids are set; keeps a container's default set for uid 0 */
+int bough_caps_drop_rest(
+    void); /* after the ids are set; keeps a container's default set for uid 0 */
 
 #endif

@@ -12,8 +12,8 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
-#include <sys/syscall.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -68,7 +68,8 @@ static int make_userns(struct init *init, struct bough_err *err)
     char path[64], map[64];
     int sys = c;
     /* Two extents, as in the namespace around it: one across its seam would be refused. */
-    snprintf(map, sizeof map, init->site->range ? "0 0 1\n1 1 %ld\n" : "0 0 1\n", init->site->uid_count - 1);
+    snprintf(map, sizeof map, init->site->range ? "0 0 1\n1 1 %ld\n" : "0 0 1\n",
+             init->site->uid_count - 1);
     static const char *const files[] = {"uid_map", "gid_map"};
     if (ok && !init->site->range) {
         snprintf(path, sizeof path, "/proc/%d/setgroups", (int)pid);
@@ -115,7 +116,8 @@ static void prepare(struct init *init, int netns)
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     prctl(PR_SET_DUMPABLE, 0);
     prctl(PR_SET_NAME, "bough-init");
-    memset(init->site->args, 0, init->site->args_size); /* paths of the host are not for the sandbox's ps(1) */
+    memset(init->site->args, 0,
+           init->site->args_size); /* paths of the host are not for the sandbox's ps(1) */
     snprintf(init->site->args, init->site->args_size, "bough-init");
     signal(SIGPIPE, SIG_IGN);
     sigset_t mask;
@@ -127,7 +129,9 @@ static void prepare(struct init *init, int netns)
         bough_err_sys(&err, errno, "sandbox: signalfd");
         give_up(init, &err);
     }
-    if (bough_root_blank(&init->root, init->site, init->host_network, !init->host_network && !used_before, &err) < 0 || make_userns(init, &err) < 0)
+    if (bough_root_blank(&init->root, init->site, init->host_network,
+                         !init->host_network && !used_before, &err) < 0 ||
+        make_userns(init, &err) < 0)
         give_up(init, &err);
     if (bough_caps_drop_bounding() < 0) {
         bough_err_sys(&err, errno, "sandbox: capabilities");
@@ -153,7 +157,8 @@ static void own_null(struct bough_message *msg)
         struct stat st;
         if (fstat(msg->fds[i], &st) < 0 || !S_ISCHR(st.st_mode) || st.st_rdev != makedev(1, 3))
             continue;
-        BOUGH_CLEANUP_FD int ours = open("/dev/null", (fcntl(msg->fds[i], F_GETFL) & O_ACCMODE) | O_CLOEXEC);
+        BOUGH_CLEANUP_FD int ours =
+            open("/dev/null", (fcntl(msg->fds[i], F_GETFL) & O_ACCMODE) | O_CLOEXEC);
         if (ours >= 0)
             dup3(ours, msg->fds[i], O_CLOEXEC);
     }
@@ -185,7 +190,8 @@ static void start_command(struct init *init, struct bough_message *msg)
         bough_root_reuse(&init->root, msg->fds[streams], msg->fds[streams + 1], msg->id);
         msg->fds[streams] = msg->fds[streams + 1] = -1;
     }
-    if (bough_root_enter(&init->root, plan, &err) < 0 || bough_user_find(plan->user, &user, &err) < 0)
+    if (bough_root_enter(&init->root, plan, &err) < 0 ||
+        bough_user_find(plan->user, &user, &err) < 0)
         give_up(init, &err);
     own_null(msg);
 
@@ -322,12 +328,17 @@ static void obey(struct init *init)
         kill(-1, SIGKILL);
 }
 
-_Noreturn void bough_init_main(const struct bough_site *site, int sock, bool host_network, int netns)
+_Noreturn void bough_init_main(const struct bough_site *site, int sock, bool host_network,
+                               int netns)
 {
-    struct init init = {.site = site, .sock = sock, .child = {.site = site, .userns_fd = -1}, .root = {.upper_fd = -1, .reused = -1}};
+    struct init init = {.site = site,
+                        .sock = sock,
+                        .child = {.site = site, .userns_fd = -1},
+                        .root = {.upper_fd = -1, .reused = -1}};
     init.host_network = host_network;
     prepare(&init, netns);
-    struct pollfd fds[2] = {{.fd = init.sock, .events = POLLIN}, {.fd = init.signals, .events = POLLIN}};
+    struct pollfd fds[2] = {{.fd = init.sock, .events = POLLIN},
+                            {.fd = init.signals, .events = POLLIN}};
     for (;;) {
         if (poll(fds, 2, -1) < 0 && errno != EINTR)
             _exit(1);

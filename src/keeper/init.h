@@ -14,6 +14,7 @@ int bough_init_keep_only(int fd);
 
 /* Does not return. `sock` is the end that belongs to init; `netns`, a network namespace to use that no packet has
  * crossed yet, or -1: it has one of its own (or the host's). */
-_Noreturn void bough_init_main(const struct bough_site *site, int sock, bool host_network, int netns);
+_Noreturn void bough_init_main(const struct bough_site *site, int sock, bool host_network,
+                               int netns);
 
 #endif

@@ -9,7 +9,6 @@
 #include "../sys.h"
 #include "walk.h"
 
-
 struct list_out {
     int fd;
     size_t len;
@@ -42,8 +41,13 @@ static int out_record(struct list_out *o, const char *name, const struct stat *s
         return bough_err_sys(err, ENAMETOOLONG, "list %s", BOUGH_QUOTE(name));
     if (o->len + length > sizeof o->buf && out_flush(o, err))
         return -1;
-    uint32_t u32[] = {(uint32_t)length,   st->st_mode,        st->st_uid, st->st_gid,
-                      (uint32_t)name_len, (uint32_t)target_len, (uint32_t)st->st_mtim.tv_nsec};
+    uint32_t u32[] = {(uint32_t)length,
+                      st->st_mode,
+                      st->st_uid,
+                      st->st_gid,
+                      (uint32_t)name_len,
+                      (uint32_t)target_len,
+                      (uint32_t)st->st_mtim.tv_nsec};
     uint64_t size = (uint64_t)st->st_size, nlink = st->st_nlink;
     int64_t sec = st->st_mtim.tv_sec;
     char *rec = o->buf + o->len;

@@ -7,11 +7,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sched.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -25,8 +25,8 @@
 #include <unistd.h>
 
 #include "../sys.h"
-#include "filter.h"
 #include "child.h"
+#include "filter.h"
 #include "nursery.h"
 #include "sandbox.h"
 #include "tree.h"
@@ -76,7 +76,8 @@ static void seal_self(char **argv)
     if (fchmod(copy, 0500) < 0 ||
         fcntl(copy, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL) < 0)
         return;
-    char *env[] = {"BOUGH_SEALED=1", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", NULL};
+    char *env[] = {"BOUGH_SEALED=1",
+                   "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", NULL};
     syscall(SYS_execveat, copy, "", argv, env, AT_EMPTY_PATH);
 }
 
@@ -119,7 +120,8 @@ static void parse(struct keeper *k, int argc, char **argv)
             k->keep.running_max = atoi(value);
     }
     if (!k->site.home || !k->site.owner || !k->site.unpacker) {
-        bough_err_set(&err, BOUGH_ERR_invalid, "bough-keeper: started by hand? The engine starts it");
+        bough_err_set(&err, BOUGH_ERR_invalid,
+                      "bough-keeper: started by hand? The engine starts it");
         refuse(&err);
     }
 }
@@ -132,19 +134,34 @@ static void say_hello(struct keeper *k)
     snprintf(cgroup, sizeof cgroup, g->version ? "cgroup v%d" : "none", g->version);
     snprintf(uids, sizeof uids, "%ld", s->uid_count);
     const char *facts[] = {
-        "mode", s->root ? "root" : "user",
-        "uids", s->root ? "all" : uids,
-        "uids_why", s->uid_why,
-        "cgroup", cgroup,
-        "cgroup_why", g->why,
-        "limit_memory", g->dirs[BOUGH_MEMORY] >= 0 ? cgroup : "rlimit (address space of each process)",
-        "limit_pids", g->dirs[BOUGH_PIDS] >= 0 ? cgroup : s->root ? "none" : "rlimit (in a user namespace of its own)",
-        "limit_cpu", g->dirs[BOUGH_CPU] >= 0 ? cgroup : "affinity (whole processors)",
-        "limit_files", "rlimit",
-        "limit_disk", s->disk_limit ? "tmpfs" : "none",
-        "overlay", s->lowerdir_plus ? "lowerdir+" : "mount(2)",
-        "seccomp", "on",
-        "helper", s->sealed ? "sealed memfd" : "file",
+        "mode",
+        s->root ? "root" : "user",
+        "uids",
+        s->root ? "all" : uids,
+        "uids_why",
+        s->uid_why,
+        "cgroup",
+        cgroup,
+        "cgroup_why",
+        g->why,
+        "limit_memory",
+        g->dirs[BOUGH_MEMORY] >= 0 ? cgroup : "rlimit (address space of each process)",
+        "limit_pids",
+        g->dirs[BOUGH_PIDS] >= 0 ? cgroup
+        : s->root                ? "none"
+                                 : "rlimit (in a user namespace of its own)",
+        "limit_cpu",
+        g->dirs[BOUGH_CPU] >= 0 ? cgroup : "affinity (whole processors)",
+        "limit_files",
+        "rlimit",
+        "limit_disk",
+        s->disk_limit ? "tmpfs" : "none",
+        "overlay",
+        s->lowerdir_plus ? "lowerdir+" : "mount(2)",
+        "seccomp",
+        "on",
+        "helper",
+        s->sealed ? "sealed memfd" : "file",
         NULL,
     };
     struct bough_wbuf body = {0};
@@ -191,7 +208,8 @@ static void set_up(struct keeper *k, char *args, size_t args_size)
     s->root = geteuid() == 0;
     s->sealed = getenv("BOUGH_SEALED") != NULL;
     bough_cgroups_open(&s->groups);
-    if (bough_filter_compile(&s->filter, &err) < 0 || bough_site_enter(s, &err) < 0 || bough_site_probe(s, &err) < 0) {
+    if (bough_filter_compile(&s->filter, &err) < 0 || bough_site_enter(s, &err) < 0 ||
+        bough_site_probe(s, &err) < 0) {
         bough_cgroups_close(&s->groups);
         refuse(&err);
     }
@@ -224,7 +242,8 @@ static void open_file(struct keeper *k, struct bough_message *msg)
     int64_t count = bough_stack_get(&msg->body, &stack);
     const char *path = bough_get_str(&msg->body);
     int rc = count < 0 || !path ? bough_err_set(&err, BOUGH_ERR_protocol, "open: malformed") : 0;
-    BOUGH_CLEANUP_FD int fd = rc < 0 ? -1 : bough_view_open(&k->views, stack, count, path, false, &err);
+    BOUGH_CLEANUP_FD int fd =
+        rc < 0 ? -1 : bough_view_open(&k->views, stack, count, path, false, &err);
     free(stack);
     if (fd < 0)
         bough_keep_fail(HOST_FD, msg->id, &err);
@@ -296,7 +315,8 @@ static void worker_ended(struct keeper *k, pid_t pid, int status)
         *at = w->next;
         if (status != 0) {
             struct bough_err err;
-            bough_err_set(&err, BOUGH_ERR_io, "keeper: a worker ended before its work was done (status %d)", status);
+            bough_err_set(&err, BOUGH_ERR_io,
+                          "keeper: a worker ended before its work was done (status %d)", status);
             bough_keep_fail(HOST_FD, w->id, &err);
         }
         free(w);

@@ -180,8 +180,8 @@ static int merge_is_opaque(const struct merge *m, int fd, const char *name, stru
             continue;
         ssize_t got = fgetxattr(fd, k, value, sizeof value);
         if (got == 1 && value[0] == 'x')
-            return bough_err_set(err, BOUGH_ERR_unsupported,
-                                 "merge %s: whiteouts made of xattrs", BOUGH_QUOTE(name));
+            return bough_err_set(err, BOUGH_ERR_unsupported, "merge %s: whiteouts made of xattrs",
+                                 BOUGH_QUOTE(name));
         opaque = got == 1 && value[0] == 'y';
     }
     return opaque;
@@ -278,8 +278,7 @@ static int merge_link(struct merge *m, struct merge_level *l, int from, const ch
             return rc < 0 ? -1 : bough_err_sys(err, EMLINK, "link %s", BOUGH_QUOTE(name));
         known = true;
     }
-    if (!known && (m->size || maybe_whiteout) &&
-        fstatat(l->out.fd, name, &st, AT_SYMLINK_NOFOLLOW))
+    if (!known && (m->size || maybe_whiteout) && fstatat(l->out.fd, name, &st, AT_SYMLINK_NOFOLLOW))
         return bough_err_sys(err, errno, "stat %s", BOUGH_QUOTE(name));
     if (maybe_whiteout && S_ISCHR(st.st_mode) && st.st_rdev == 0)
         l->whiteouts = true;

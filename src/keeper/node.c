@@ -59,8 +59,8 @@ static bool xattr_skipped(const char *key, const char *skip)
            strcmp(key + n, "protattr") != 0;
 }
 
-static int xattr_copy(const struct node_xattrs *from, const struct node_xattrs *to,
-                      const char *key, struct bough_err *err)
+static int xattr_copy(const struct node_xattrs *from, const struct node_xattrs *to, const char *key,
+                      struct bough_err *err)
 {
     char small[1024];
     BOUGH_CLEANUP_FREE char *big = NULL;

@@ -50,7 +50,8 @@ static int write_file(const char *path, const char *text)
     return BOUGH_RETRY(write(fd, text, strlen(text))) < 0 ? -1 : 0;
 }
 
-static int run_map_tool(const char *tool, pid_t pid, unsigned long own, const struct id_range *range)
+static int run_map_tool(const char *tool, pid_t pid, unsigned long own,
+                        const struct id_range *range)
 {
     char p[24], o[24], first[24], count[24];
     snprintf(p, sizeof p, "%d", (int)pid);
@@ -72,7 +73,8 @@ static int run_map_tool(const char *tool, pid_t pid, unsigned long own, const st
 }
 
 /* A helper outside of the new namespace: newuidmap(1) has to be run there. Its exit status is the answer. */
-static pid_t start_mapper(int *go, uid_t uid, gid_t gid, const struct id_range *uids, const struct id_range *gids)
+static pid_t start_mapper(int *go, uid_t uid, gid_t gid, const struct id_range *uids,
+                          const struct id_range *gids)
 {
     int pipefd[2];
     if (pipe2(pipefd, O_CLOEXEC) < 0)
@@ -118,7 +120,8 @@ static int enter_user(struct bough_site *site, struct bough_err *err)
     struct id_range uids, gids;
     BOUGH_CLEANUP_FD int go = -1;
     pid_t mapper = -1;
-    if (!find_range("/etc/subuid", name, uid, &uids) || !find_range("/etc/subgid", name, uid, &gids))
+    if (!find_range("/etc/subuid", name, uid, &uids) ||
+        !find_range("/etc/subgid", name, uid, &gids))
         snprintf(site->uid_why, sizeof site->uid_why,
                  "no range of uids for this user in /etc/subuid and /etc/subgid");
     else
@@ -128,11 +131,13 @@ static int enter_user(struct bough_site *site, struct bough_err *err)
         bough_fd_close(&go);
         if (mapper > 0)
             waitpid(mapper, NULL, 0);
-        return bough_err_set(err, sys == ENOSPC || sys == EMFILE ? BOUGH_ERR_resource : BOUGH_ERR_unsupported,
-                             "user namespaces: this system refuses them to an ordinary user (%s); allow them (sysctl "
-                             "kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns, "
-                             "user.max_user_namespaces) or run as root",
-                             strerror(sys));
+        return bough_err_set(
+            err, sys == ENOSPC || sys == EMFILE ? BOUGH_ERR_resource : BOUGH_ERR_unsupported,
+            "user namespaces: this system refuses them to an ordinary user (%s); allow them "
+            "(sysctl "
+            "kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns, "
+            "user.max_user_namespaces) or run as root",
+            strerror(sys));
     }
     if (mapper > 0) {
         int status = -1;
@@ -189,18 +194,20 @@ int bough_site_probe(struct bough_site *site, struct bough_err *err)
 {
     if (fchdir(site->layers_fd) < 0)
         return bough_err_sys(err, errno, "store %s", site->home);
-    static const char *const dirs[] = {"0",     "0/fs",     "0/none",    "0/fs/proc", "0/fs/dev",
-                                       "0/fs/sys", "0/fs/etc", "0/fs/tmp"};
+    static const char *const dirs[] = {"0",        "0/fs",     "0/none",   "0/fs/proc",
+                                       "0/fs/dev", "0/fs/sys", "0/fs/etc", "0/fs/tmp"};
     for (size_t i = 0; i < sizeof dirs / sizeof *dirs; i++)
         if (mkdir(dirs[i], 0755) < 0 && errno != EEXIST)
             return bough_err_sys(err, errno, "store %s", site->home);
     chmod("0/fs/tmp", 01777);
     /* Who is root of a user namespace only, as in a rootless container, may not make what root's layers are made of. */
     if (site->root && setxattr("0/none", "trusted.bough", "", 0, 0) < 0 && errno == EPERM)
-        return bough_err_set(err, BOUGH_ERR_unsupported,
-                             "this root has not the rights of the machine's root (uid 0 of a user namespace?); "
-                             "run as an ordinary user instead");
-    static const char *const files[] = {"0/fs/etc/hosts", "0/fs/etc/hostname", "0/fs/etc/resolv.conf"};
+        return bough_err_set(
+            err, BOUGH_ERR_unsupported,
+            "this root has not the rights of the machine's root (uid 0 of a user namespace?); "
+            "run as an ordinary user instead");
+    static const char *const files[] = {"0/fs/etc/hosts", "0/fs/etc/hostname",
+                                        "0/fs/etc/resolv.conf"};
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         int fd = open(files[i], O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
         if (fd < 0)
@@ -216,8 +223,9 @@ int bough_site_probe(struct bough_site *site, struct bough_err *err)
         site->lowerdir_plus = false;
         fd = bough_overlay_mount(&o, err);
         if (fd < 0)
-            return bough_err_set(err, BOUGH_ERR_unsupported,
-                                 "overlay file system: %s (ordinary users need Linux 5.11 or later)", first.msg);
+            return bough_err_set(
+                err, BOUGH_ERR_unsupported,
+                "overlay file system: %s (ordinary users need Linux 5.11 or later)", first.msg);
     }
     close(fd);
     return 0;

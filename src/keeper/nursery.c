@@ -15,15 +15,16 @@
 #include "init.h"
 #include "root.h"
 
-static int make_blank(const struct bough_site *site, int keeper, bool host_network, int netns, struct bough_err *err)
+static int make_blank(const struct bough_site *site, int keeper, bool host_network, int netns,
+                      struct bough_err *err)
 {
     int ends[2];
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
         return bough_err_sys(err, errno, "sandbox: socket");
     BOUGH_CLEANUP_FD int ours = ends[0];
     BOUGH_CLEANUP_FD int inits = ends[1];
-    unsigned long flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP |
-                          CLONE_PARENT | SIGCHLD;
+    unsigned long flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS |
+                          CLONE_NEWCGROUP | CLONE_PARENT | SIGCHLD;
     if (!host_network && netns < 0)
         flags |= CLONE_NEWNET;
     long pid = syscall(SYS_clone, flags, NULL, NULL, NULL, NULL);
@@ -57,7 +58,9 @@ static _Noreturn void nursery_main(struct bough_site *site, int keeper)
         if (bough_recv(keeper, &msg, NULL) <= 0)
             _exit(0);
         bool host_network = msg.id != 0;
-        int rc = ready ? make_blank(site, keeper, host_network, msg.fd_count ? msg.fds[0] : -1, &err) : -1;
+        int rc = ready
+                     ? make_blank(site, keeper, host_network, msg.fd_count ? msg.fds[0] : -1, &err)
+                     : -1;
         bough_msg_clear(&msg);
         if (rc == 0)
             continue;

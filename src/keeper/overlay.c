@@ -16,7 +16,8 @@
 
 static int set(int fs, const char *key, const char *value)
 {
-    return bough_fsconfig(fs, value ? BOUGH_FSCONFIG_SET_STRING : BOUGH_FSCONFIG_SET_FLAG, key, value);
+    return bough_fsconfig(fs, value ? BOUGH_FSCONFIG_SET_STRING : BOUGH_FSCONFIG_SET_FLAG, key,
+                          value);
 }
 
 /* The kernel's own words for a refused mount, from the context's log. */
@@ -73,15 +74,20 @@ static int mount_by_parts(const struct bough_overlay *o, const char *bottom, str
 static int mount_by_string(const struct bough_overlay *o, const char *bottom, struct bough_err *err)
 {
     char text[4096];
-    size_t n = (size_t)snprintf(text, sizeof text, "index=off,redirect_dir=nofollow,metacopy=off%s,lowerdir=", o->site->root ? "" : ",userxattr");
+    size_t n = (size_t)snprintf(text, sizeof text,
+                                "index=off,redirect_dir=nofollow,metacopy=off%s,lowerdir=",
+                                o->site->root ? "" : ",userxattr");
     for (int64_t i = 0; i < o->stack_count && n < sizeof text; i++)
-        n += (size_t)snprintf(text + n, sizeof text - n, "%s%lld/fs", i ? ":" : "", (long long)o->stack[i]);
+        n += (size_t)snprintf(text + n, sizeof text - n, "%s%lld/fs", i ? ":" : "",
+                              (long long)o->stack[i]);
     if (n < sizeof text && bottom)
         n += (size_t)snprintf(text + n, sizeof text - n, "%s%s", o->stack_count ? ":" : "", bottom);
     if (n < sizeof text && o->upper)
-        n += (size_t)snprintf(text + n, sizeof text - n, ",upperdir=%s,workdir=%s,volatile", o->upper, o->work);
+        n += (size_t)snprintf(text + n, sizeof text - n, ",upperdir=%s,workdir=%s,volatile",
+                              o->upper, o->work);
     if (n >= sizeof text)
-        return bough_err_set(err, BOUGH_ERR_resource, "overlay mount: %lld layers are too many for this kernel",
+        return bough_err_set(err, BOUGH_ERR_resource,
+                             "overlay mount: %lld layers are too many for this kernel",
                              (long long)o->stack_count);
     if (mount("bough", NOTHING, "overlay", MS_NODEV | MS_NOSUID, text) < 0)
         return bough_err_sys(err, errno, "overlay mount");

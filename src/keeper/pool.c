@@ -29,13 +29,15 @@ void bough_pooled_clear(const struct bough_site *site, struct bough_pooled *entr
     *entry = (struct bough_pooled){.tree = -1, .upper = -1};
 }
 
-bool bough_pool_take(struct bough_pool *pool, const int64_t *stack, int64_t count, struct bough_pooled *out)
+bool bough_pool_take(struct bough_pool *pool, const int64_t *stack, int64_t count,
+                     struct bough_pooled *out)
 {
     struct bough_pooled *best = NULL;
     for (int i = 0; i < BOUGH_POOL_MAX; i++) {
         struct bough_pooled *p = &pool->all[i];
         /* The warmest: its caches are most likely still there. */
-        if (p->tree >= 0 && p->count == count && memcmp(p->stack, stack, sizeof *stack * (size_t)count) == 0 &&
+        if (p->tree >= 0 && p->count == count &&
+            memcmp(p->stack, stack, sizeof *stack * (size_t)count) == 0 &&
             (!best || p->used > best->used))
             best = p;
     }

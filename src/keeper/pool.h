@@ -29,7 +29,8 @@ struct bough_pool {
 
 void bough_pool_init(struct bough_pool *pool, const struct bough_site *site);
 /* Takes one that lies on this stack; its descriptors and `stack` are the caller's then. */
-bool bough_pool_take(struct bough_pool *pool, const int64_t *stack, int64_t count, struct bough_pooled *out);
+bool bough_pool_take(struct bough_pool *pool, const int64_t *stack, int64_t count,
+                     struct bough_pooled *out);
 /* Takes over everything that `entry` owns. */
 void bough_pool_put(struct bough_pool *pool, struct bough_pooled *entry);
 void bough_pool_drop(struct bough_pool *pool); /* lets go of all, removing their directories */

@@ -2,8 +2,8 @@
 #include "root.h"
 
 #include <errno.h>
-#include <net/if.h>
 #include <fcntl.h>
+#include <net/if.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -35,7 +35,8 @@ struct device {
 };
 
 static const struct device devices[] = {
-    {"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0},
+    {"null", 1, 3},   {"zero", 1, 5},    {"full", 1, 7},
+    {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0},
 };
 
 static int make_devices(const struct bough_site *site, int host_dev, struct bough_err *err)
@@ -45,7 +46,8 @@ static int make_devices(const struct bough_site *site, int host_dev, struct boug
         char path[32];
         snprintf(path, sizeof path, "dev/%s", d->name);
         if (site->root) {
-            if (mknod(path, S_IFCHR | 0666, makedev(d->major, d->minor)) < 0 || chmod(path, 0666) < 0)
+            if (mknod(path, S_IFCHR | 0666, makedev(d->major, d->minor)) < 0 ||
+                chmod(path, 0666) < 0)
                 return fail(err, "device", path);
             continue;
         }
@@ -72,19 +74,25 @@ static int make_devices(const struct bough_site *site, int host_dev, struct boug
 int bough_root_template(const struct bough_site *site, struct bough_err *err)
 {
     BOUGH_CLEANUP_FD int store = bough_open_tree(site->home_fd, "", BOUGH_OPEN_TREE_CLONE);
-    BOUGH_CLEANUP_FD int proc = site->root ? -1 : bough_open_tree(AT_FDCWD, "/proc", BOUGH_OPEN_TREE_CLONE | BOUGH_AT_RECURSIVE);
-    BOUGH_CLEANUP_FD int sys = site->root ? -1 : bough_open_tree(AT_FDCWD, "/sys", BOUGH_OPEN_TREE_CLONE | BOUGH_AT_RECURSIVE);
+    BOUGH_CLEANUP_FD int proc =
+        site->root ? -1
+                   : bough_open_tree(AT_FDCWD, "/proc", BOUGH_OPEN_TREE_CLONE | BOUGH_AT_RECURSIVE);
+    BOUGH_CLEANUP_FD int sys =
+        site->root ? -1
+                   : bough_open_tree(AT_FDCWD, "/sys", BOUGH_OPEN_TREE_CLONE | BOUGH_AT_RECURSIVE);
     BOUGH_CLEANUP_FD int host_dev = open("/dev", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (store < 0)
         return fail(err, "sandbox template: store", site->home);
     /* The tmpfs lies over a directory of ours for a moment only, until it has become the root. */
-    if (fchdir(site->owner_fd) < 0 || mount("bough", ".", "tmpfs", MS_NOSUID, "mode=0755,size=1m") < 0)
+    if (fchdir(site->owner_fd) < 0 ||
+        mount("bough", ".", "tmpfs", MS_NOSUID, "mode=0755,size=1m") < 0)
         return fail(err, "sandbox template:", "tmpfs");
     char path[4096];
     snprintf(path, sizeof path, "%s/tmp/%s", site->home, site->owner);
     if (chdir(path) < 0)
         return fail(err, "sandbox template:", path);
-    static const char *const dirs[] = {"store", "dev", "proc", "sys", "new", "etc", "upper", "empty", "hostproc", "hostsys"};
+    static const char *const dirs[] = {"store", "dev",   "proc",  "sys",      "new",
+                                       "etc",   "upper", "empty", "hostproc", "hostsys"};
     for (size_t i = 0; i < sizeof dirs / sizeof *dirs; i++)
         if (mkdir(dirs[i], 0755) < 0)
             return fail(err, "sandbox template:", dirs[i]);
@@ -95,7 +103,8 @@ int bough_root_template(const struct bough_site *site, struct bough_err *err)
         return fail(err, "sandbox template:", "dev");
     if (make_devices(site, host_dev, err) < 0)
         return -1;
-    if (mount(NULL, "dev", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NOEXEC, NULL) < 0)
+    if (mount(NULL, "dev", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NOEXEC, NULL) <
+        0)
         return fail(err, "sandbox template:", "dev");
     /* A user namespace may mount a new proc or sysfs only where it can see a whole one. */
     BOUGH_CLEANUP_FD int at_proc = open("hostproc", O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -113,14 +122,18 @@ int bough_root_template(const struct bough_site *site, struct bough_err *err)
 
 /* What of /proc tells about the host or reaches it; a container's usual list. */
 static const char *const masked[] = {
-    "/proc/acpi",          "/proc/allocinfo",     "/proc/asound",      "/proc/driver",    "/proc/dynamic_debug",
-    "/proc/interrupts",    "/proc/kallsyms",      "/proc/kcore",       "/proc/keys",      "/proc/key-users",
-    "/proc/kmsg",          "/proc/kpagecgroup",   "/proc/kpagecount",  "/proc/kpageflags", "/proc/latency_stats",
-    "/proc/mtrr",          "/proc/pagetypeinfo",  "/proc/sched_debug", "/proc/scsi",      "/proc/slabinfo",
-    "/proc/sysrq-trigger", "/proc/timer_list",    "/proc/timer_stats", "/proc/vmallocinfo", "/proc/vmcore",
-    "/sys/firmware",       "/sys/devices/virtual/powercap",
+    "/proc/acpi",       "/proc/allocinfo",     "/proc/asound",
+    "/proc/driver",     "/proc/dynamic_debug", "/proc/interrupts",
+    "/proc/kallsyms",   "/proc/kcore",         "/proc/keys",
+    "/proc/key-users",  "/proc/kmsg",          "/proc/kpagecgroup",
+    "/proc/kpagecount", "/proc/kpageflags",    "/proc/latency_stats",
+    "/proc/mtrr",       "/proc/pagetypeinfo",  "/proc/sched_debug",
+    "/proc/scsi",       "/proc/slabinfo",      "/proc/sysrq-trigger",
+    "/proc/timer_list", "/proc/timer_stats",   "/proc/vmallocinfo",
+    "/proc/vmcore",     "/sys/firmware",       "/sys/devices/virtual/powercap",
 };
-static const char *const read_only[] = {"/proc/bus", "/proc/fs", "/proc/irq", "/proc/pressure", "/proc/sys"};
+static const char *const read_only[] = {"/proc/bus", "/proc/fs", "/proc/irq", "/proc/pressure",
+                                        "/proc/sys"};
 
 static int mask_proc(struct bough_err *err)
 {
@@ -163,28 +176,34 @@ static void bring_up_network(void)
     }
 }
 
-int bough_root_blank(struct bough_root *root, const struct bough_site *site, bool host_network, bool set_up_network,
-                     struct bough_err *err)
+int bough_root_blank(struct bough_root *root, const struct bough_site *site, bool host_network,
+                     bool set_up_network, struct bough_err *err)
 {
     *root = (struct bough_root){.site = site, .owner_fd = -1, .upper_fd = -1, .reused = -1};
     if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
-        return bough_err_sys(err, errno, "sandbox: mounting /proc%s",
-                             site->root ? "" : " (is part of the host's /proc covered by other mounts?)");
+        return bough_err_sys(
+            err, errno, "sandbox: mounting /proc%s",
+            site->root ? "" : " (is part of the host's /proc covered by other mounts?)");
     if (set_up_network)
         bring_up_network();
     /* With the host's network, or a partly covered /sys, there is none to be had. */
-    if (host_network || mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY, NULL) < 0)
+    if (host_network ||
+        mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY, NULL) < 0)
         mount("/empty", "/sys", NULL, MS_BIND, NULL);
     if (mask_proc(err) < 0)
         return -1;
-    if (mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5") < 0 &&
-        mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620") < 0)
+    if (mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC,
+              "newinstance,ptmxmode=0666,mode=0620,gid=5") < 0 &&
+        mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC,
+              "newinstance,ptmxmode=0666,mode=0620") < 0)
         return fail(err, "mounting", "/dev/pts");
-    if (mount("shm", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=1777,size=64m") < 0)
+    if (mount("shm", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=1777,size=64m") <
+        0)
         return fail(err, "mounting", "/dev/shm");
     if (mount("mqueue", "/dev/mqueue", "mqueue", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
         return fail(err, "mounting", "/dev/mqueue");
-    if (mount("bough-etc", "/etc", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0755,size=1m") < 0)
+    if (mount("bough-etc", "/etc", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0755,size=1m") <
+        0)
         return fail(err, "mounting", "/etc");
     char path[256];
     snprintf(path, sizeof path, "/store/tmp/%s", site->owner);
@@ -198,7 +217,8 @@ int bough_root_blank(struct bough_root *root, const struct bough_site *site, boo
 
 /* --- a run ------------------------------------------------------------------------------------ */
 
-static int make_staging(struct bough_root *root, const struct bough_plan *plan, struct bough_err *err)
+static int make_staging(struct bough_root *root, const struct bough_plan *plan,
+                        struct bough_err *err)
 {
     const char *base = ".";
     char name[64];
@@ -213,8 +233,10 @@ static int make_staging(struct bough_root *root, const struct bough_plan *plan, 
     BOUGH_CLEANUP_FD int tmpfs = -1;
     if (plan->limits.disk > 0) {
         char options[96];
-        snprintf(options, sizeof options, "mode=0755,size=%lld,nr_inodes=%lld", (long long)plan->limits.disk,
-                 (long long)(plan->limits.disk / 4096 + 256)); /* a directory takes a block where it will lie */
+        snprintf(options, sizeof options, "mode=0755,size=%lld,nr_inodes=%lld",
+                 (long long)plan->limits.disk,
+                 (long long)(plan->limits.disk / 4096 +
+                             256)); /* a directory takes a block where it will lie */
         if (mount("bough-upper", "/upper", "tmpfs", MS_NOSUID | MS_NODEV, options) < 0)
             return fail(err, "disk limit: mounting", "tmpfs");
         tmpfs = open("/upper", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -235,7 +257,8 @@ static int make_staging(struct bough_root *root, const struct bough_plan *plan, 
     root->root_mode = st.st_mode & 07777;
     root->root_uid = st.st_uid;
     root->root_gid = st.st_gid;
-    if (fchown(root->upper_fd, st.st_uid, st.st_gid) < 0 || fchmod(root->upper_fd, root->root_mode) < 0)
+    if (fchown(root->upper_fd, st.st_uid, st.st_gid) < 0 ||
+        fchmod(root->upper_fd, root->root_mode) < 0)
         return bough_err_sys(err, errno, "layer %s", name);
     snprintf(name, sizeof name, "w%lld", (long long)plan->layer);
     if (mkdirat(dir, name, 0700) < 0)
@@ -243,7 +266,8 @@ static int make_staging(struct bough_root *root, const struct bough_plan *plan, 
     return 0;
 }
 
-static int mount_image(struct bough_root *root, const struct bough_plan *plan, struct bough_err *err)
+static int mount_image(struct bough_root *root, const struct bough_plan *plan,
+                       struct bough_err *err)
 {
     char upper[300], work[300], base[200];
     if (root->in_memory)
@@ -274,9 +298,12 @@ static int move_below(int image, const char *name, struct bough_err *err)
     char from[16];
     snprintf(from, sizeof from, "/%s", name);
     BOUGH_CLEANUP_FD int tree = open(from, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    BOUGH_CLEANUP_FD int at = bough_openat2(image, name, O_PATH | O_DIRECTORY, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS);
+    BOUGH_CLEANUP_FD int at =
+        bough_openat2(image, name, O_PATH | O_DIRECTORY, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS);
     if (at < 0)
-        return bough_err_set(err, BOUGH_ERR_unsupported, "image: /%s is not a directory in it, nothing can be mounted there", name);
+        return bough_err_set(err, BOUGH_ERR_unsupported,
+                             "image: /%s is not a directory in it, nothing can be mounted there",
+                             name);
     if (tree < 0 || bough_attach(tree, at) < 0)
         return fail(err, "sandbox: mounting", from);
     return 0;
@@ -297,7 +324,8 @@ static void cover_etc(int image, const char *name, const char *text)
 {
     char path[32];
     snprintf(path, sizeof path, "etc/%s", name);
-    BOUGH_CLEANUP_FD int at = bough_openat2(image, path, O_PATH | O_NOFOLLOW, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS);
+    BOUGH_CLEANUP_FD int at =
+        bough_openat2(image, path, O_PATH | O_NOFOLLOW, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS);
     struct stat st;
     if (at < 0 || fstat(at, &st) < 0 || !S_ISREG(st.st_mode) || write_etc(name, text) < 0)
         return;
@@ -357,17 +385,21 @@ int bough_root_enter(struct bough_root *root, const struct bough_plan *plan, str
     BOUGH_CLEANUP_FD int image = open("/new", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (image < 0)
         return fail(err, "open", "/new");
-    if (move_below(image, "proc", err) < 0 || move_below(image, "dev", err) < 0 || move_below(image, "sys", err) < 0)
+    if (move_below(image, "proc", err) < 0 || move_below(image, "dev", err) < 0 ||
+        move_below(image, "sys", err) < 0)
         return -1;
     char hosts[400], hostname[80];
-    snprintf(hosts, sizeof hosts, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n127.0.1.1\t%s\n", plan->hostname);
+    snprintf(hosts, sizeof hosts,
+             "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n127.0.1.1\t%s\n", plan->hostname);
     snprintf(hostname, sizeof hostname, "%s\n", plan->hostname);
     cover_etc(image, "hosts", hosts);
     cover_etc(image, "hostname", hostname);
     cover_etc(image, "resolv.conf", plan->resolv ? plan->resolv : "");
-    if (sethostname(plan->hostname, strlen(plan->hostname)) < 0 && plan->network != BOUGH_NETWORK_HOST)
+    if (sethostname(plan->hostname, strlen(plan->hostname)) < 0 &&
+        plan->network != BOUGH_NETWORK_HOST)
         return fail(err, "hostname", plan->hostname);
-    if (chdir("/new") < 0 || syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
+    if (chdir("/new") < 0 || syscall(SYS_pivot_root, ".", ".") < 0 ||
+        umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
         return fail(err, "sandbox:", "pivot_root");
     return 0;
 }
@@ -378,7 +410,8 @@ static bool is_untouched(const struct bough_root *root)
 {
     struct stat st;
     if (fstat(root->upper_fd, &st) < 0 || (st.st_mode & 07777) != root->root_mode ||
-        st.st_uid != root->root_uid || st.st_gid != root->root_gid || (is_marked(root) && !root->root_marked))
+        st.st_uid != root->root_uid || st.st_gid != root->root_gid ||
+        (is_marked(root) && !root->root_marked))
         return false;
     char entries[512];
     long n;
@@ -387,7 +420,8 @@ static bool is_untouched(const struct bough_root *root)
     while ((n = syscall(SYS_getdents64, root->upper_fd, entries, sizeof entries)) > 0)
         for (long at = 0; at < n;) {
             unsigned short length;
-            memcpy(&length, entries + at + 16, sizeof length); /* linux_dirent64: ino, off, reclen, type, name */
+            memcpy(&length, entries + at + 16,
+                   sizeof length); /* linux_dirent64: ino, off, reclen, type, name */
             const char *name = entries + at + 19;
             if (strcmp(name, ".") != 0 && strcmp(name, "..") != 0)
                 count++;
@@ -400,7 +434,8 @@ static bool is_untouched(const struct bough_root *root)
  * mounted is no good lower one. Nobody else is left to notice. */
 static int leave_image(struct bough_err *err)
 {
-    if (chdir("/dev/shm") < 0 || syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
+    if (chdir("/dev/shm") < 0 || syscall(SYS_pivot_root, ".", ".") < 0 ||
+        umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
         return fail(err, "sandbox:", "leaving the image");
     return 0;
 }
@@ -424,7 +459,8 @@ static int copy_out(struct bough_root *root, struct bough_err *err)
     return 0;
 }
 
-int bough_root_seal(struct bough_root *root, bool keep, int *spare, struct bough_ending *ending, struct bough_err *err)
+int bough_root_seal(struct bough_root *root, bool keep, int *spare, struct bough_ending *ending,
+                    struct bough_err *err)
 {
     bool untouched = is_untouched(root);
     *spare = -1;

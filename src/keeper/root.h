@@ -34,19 +34,20 @@ struct bough_root {
     int reused;     /* an overlay mounted before, to be used instead of a new one; -1 */
     bool in_memory; /* the upper layer is a tmpfs, for a disk limit */
     uint32_t root_mode, root_uid, root_gid; /* of the image's root directory */
-    bool root_marked; /* it had xattrs of its own before the run */
+    bool root_marked;                       /* it had xattrs of its own before the run */
 };
 
 /* `set_up_network`: the network namespace is new. */
-int bough_root_blank(struct bough_root *root, const struct bough_site *site, bool host_network, bool set_up_network,
-                     struct bough_err *err);
+int bough_root_blank(struct bough_root *root, const struct bough_site *site, bool host_network,
+                     bool set_up_network, struct bough_err *err);
 /* `reused` and `upper` (taken over): an overlay on the plan's stack that an earlier run of the name `layer` left
  * untouched; -1: mount one. */
 void bough_root_reuse(struct bough_root *root, int reused, int upper, int64_t layer);
 int bough_root_enter(struct bough_root *root, const struct bough_plan *plan, struct bough_err *err);
 /* Leaves the image again and fills changed, layer, bytes and files of `ending`. Where the run has touched nothing,
  * *spare becomes a detached mount of the overlay, for another run to use (else -1). */
-int bough_root_seal(struct bough_root *root, bool keep, int *spare, struct bough_ending *ending, struct bough_err *err);
+int bough_root_seal(struct bough_root *root, bool keep, int *spare, struct bough_ending *ending,
+                    struct bough_err *err);
 /* Removes the overlay's directories. */
 void bough_root_tidy(struct bough_root *root);
 

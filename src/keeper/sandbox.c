@@ -56,7 +56,8 @@ static void order_blank(struct bough_keep *keep, bool host_network)
     BOUGH_CLEANUP_FD int netns = -1;
     if (!host_network && keep->network_count > 0)
         netns = keep->networks[--keep->network_count];
-    if (bough_send(keep->nursery, BOUGH_MSG_BLANK, host_network, NULL, &netns, netns >= 0, NULL) == 0)
+    if (bough_send(keep->nursery, BOUGH_MSG_BLANK, host_network, NULL, &netns, netns >= 0, NULL) ==
+        0)
         keep->making++;
 }
 
@@ -101,14 +102,16 @@ static void assign(struct bough_keep *keep, struct bough_sandbox *box, struct bo
     if (run->limits.memory > 0 || run->limits.pids > 0 || run->limits.cpu > 0) {
         box->grouped = true;
         box->watch_oom = run->limits.memory > 0;
-        rc = bough_cgroup_place(&keep->site->groups, box->group, (pid_t[]){box->pid, box->child}, 2, &run->limits, &err);
+        rc = bough_cgroup_place(&keep->site->groups, box->group, (pid_t[]){box->pid, box->child}, 2,
+                                &run->limits, &err);
     }
     if (rc == 0) {
         struct bough_wbuf body = {.data = run->msg.data, .size = run->msg.size};
         struct bough_pooled kept = {.tree = -1, .upper = -1};
         int fds[BOUGH_WIRE_FDS], count = run->msg.fd_count;
         memcpy(fds, run->msg.fds, sizeof *fds * (size_t)count);
-        if (run->stack && count <= 3 && bough_pool_take(&keep->pool, run->stack, run->stack_count, &kept)) {
+        if (run->stack && count <= 3 &&
+            bough_pool_take(&keep->pool, run->stack, run->stack_count, &kept)) {
             fds[count++] = kept.tree;
             fds[count++] = kept.upper;
         }
@@ -185,7 +188,8 @@ void bough_keep_run(struct bough_keep *keep, struct bough_message *msg)
     int waiting = 0;
     for (struct bough_pending *p = keep->pending; p; p = p->next)
         waiting++;
-    if (run->host_network || (waiting > keep->blanks + keep->making && keep->running < keep->running_max))
+    if (run->host_network ||
+        (waiting > keep->blanks + keep->making && keep->running < keep->running_max))
         order_blank(keep, run->host_network);
     serve_pending(keep);
 }
@@ -289,7 +293,8 @@ static void add_stale(struct bough_keep *keep, int64_t layer)
     keep->stale_count = 0;
 }
 
-static void forward_ending(struct bough_keep *keep, struct bough_sandbox *box, struct bough_message *msg)
+static void forward_ending(struct bough_keep *keep, struct bough_sandbox *box,
+                           struct bough_message *msg)
 {
     struct bough_ending ending;
     struct bough_err err;
@@ -309,8 +314,11 @@ static void forward_ending(struct bough_keep *keep, struct bough_sandbox *box, s
     if (msg->fd_count == 1 || msg->fd_count == 3)
         keep_network(keep, &msg->fds[msg->fd_count - 1]);
     if (msg->fd_count >= 2) {
-        struct bough_pooled kept = {.tree = msg->fds[0], .upper = msg->fds[1], .layer = ending.layer,
-                                    .stack = box->stack, .count = box->stack_count};
+        struct bough_pooled kept = {.tree = msg->fds[0],
+                                    .upper = msg->fds[1],
+                                    .layer = ending.layer,
+                                    .stack = box->stack,
+                                    .count = box->stack_count};
         msg->fds[0] = msg->fds[1] = -1;
         box->stack = NULL;
         if (kept.stack)
@@ -390,7 +398,10 @@ static void speak_for(struct bough_keep *keep, struct bough_sandbox *box)
     if (box->watch_oom && bough_cgroup_oom(&keep->site->groups, box->group)) {
         /* The limit was so tight that init went with the rest. That is a result too, of a run that has
          * written nothing. */
-        struct bough_ending ending = {.status = SIGKILL, .oom = true, .timed_out = box->timed_out, .killed = box->killed,
+        struct bough_ending ending = {.status = SIGKILL,
+                                      .oom = true,
+                                      .timed_out = box->timed_out,
+                                      .killed = box->killed,
                                       .elapsed_ns = bough_now_ns() - box->started_ns};
         struct bough_wbuf body = {0};
         if (box->started) {
@@ -399,7 +410,8 @@ static void speak_for(struct bough_keep *keep, struct bough_sandbox *box)
             bough_wbuf_free(&body);
             return;
         }
-        bough_err_set(&err, BOUGH_ERR_resource, "limits.memory: too little for a sandbox to start in");
+        bough_err_set(&err, BOUGH_ERR_resource,
+                      "limits.memory: too little for a sandbox to start in");
     } else {
         bough_err_set(&err, BOUGH_ERR_io, "sandbox: its init was killed from outside");
     }
@@ -423,7 +435,8 @@ bool bough_keep_reaped(struct bough_keep *keep, pid_t pid)
         speak_for(keep, box);
     box->dead = true;
     if (box->grouped && !bough_cgroup_remove(&keep->site->groups, box->group)) {
-        box->kill_ns = bough_now_ns() + 2000000; /* the kernel is still letting go: try again soon */
+        box->kill_ns =
+            bough_now_ns() + 2000000; /* the kernel is still letting go: try again soon */
         return true;
     }
     box_free(keep, box);
@@ -490,6 +503,7 @@ void bough_keep_groups_remove(struct bough_keep *keep)
     /* The kernel lets go of a group a moment after its last process: up to two seconds of patience. */
     struct timespec moment = {.tv_nsec = 2000000};
     for (struct bough_sandbox *b = keep->all; b; b = b->next)
-        for (int i = 0; b->grouped && i < 1000 && !bough_cgroup_remove(&keep->site->groups, b->group); i++)
+        for (int i = 0;
+             b->grouped && i < 1000 && !bough_cgroup_remove(&keep->site->groups, b->group); i++)
             nanosleep(&moment, NULL);
 }

@@ -19,10 +19,10 @@ struct bough_pending;
 struct bough_keep {
     struct bough_site *site;
     int host, epoll, nursery;
-    int spare;      /* blanks to keep ready */
+    int spare;       /* blanks to keep ready */
     int running_max; /* runs beyond this many wait their turn */
     int making, blanks, running;
-    bool failing;   /* the last blank could not be made: none is ordered ahead of need */
+    bool failing; /* the last blank could not be made: none is ordered ahead of need */
     struct bough_pool pool;
     int networks[BOUGH_POOL_MAX]; /* namespaces that no packet has crossed */
     int network_count;
@@ -36,14 +36,15 @@ void bough_keep_init(struct bough_keep *keep);
 /* A RUN of the host; takes the message over. */
 void bough_keep_run(struct bough_keep *keep, struct bough_message *msg);
 void bough_keep_kill(struct bough_keep *keep, int64_t id);
-void bough_keep_nursery(struct bough_keep *keep);                           /* its socket is readable */
-void bough_keep_init_ready(struct bough_keep *keep, struct bough_sandbox *box); /* an init's socket is readable */
-bool bough_keep_reaped(struct bough_keep *keep, pid_t pid);                  /* false: not a sandbox */
-int bough_keep_timeout(struct bough_keep *keep);                             /* ms until something is due, or -1 */
-void bough_keep_clock(struct bough_keep *keep);                              /* does what is due */
-void bough_keep_stop(struct bough_keep *keep);                               /* kills all; the caller reaps */
-void bough_keep_groups_remove(struct bough_keep *keep);                      /* after all have been reaped */
-void bough_keep_order(struct bough_keep *keep);                              /* blanks up to `spare` */
+void bough_keep_nursery(struct bough_keep *keep); /* its socket is readable */
+void bough_keep_init_ready(struct bough_keep *keep,
+                           struct bough_sandbox *box);      /* an init's socket is readable */
+bool bough_keep_reaped(struct bough_keep *keep, pid_t pid); /* false: not a sandbox */
+int bough_keep_timeout(struct bough_keep *keep);            /* ms until something is due, or -1 */
+void bough_keep_clock(struct bough_keep *keep);             /* does what is due */
+void bough_keep_stop(struct bough_keep *keep);              /* kills all; the caller reaps */
+void bough_keep_groups_remove(struct bough_keep *keep);     /* after all have been reaped */
+void bough_keep_order(struct bough_keep *keep);             /* blanks up to `spare` */
 
 /* Tells the host that `id` failed. */
 void bough_keep_fail(int host, int64_t id, const struct bough_err *err);

@@ -9,21 +9,21 @@
 #include "cgroup.h"
 
 struct bough_site {
-    const char *home;      /* the store, absolute */
-    const char *owner;     /* our directory below home/tmp */
-    const char *unpacker;  /* path of bough-unpack */
+    const char *home;     /* the store, absolute */
+    const char *owner;    /* our directory below home/tmp */
+    const char *unpacker; /* path of bough-unpack */
     int home_fd, layers_fd, owner_fd;
-    bool root;             /* runs with the host's root; else in a user namespace */
-    bool range;            /* user namespace with a range of uids, not one alone */
-    bool sealed;           /* the program runs from a sealed memfd */
-    bool lowerdir_plus;    /* overlay takes layers one by one (kernel 6.8 and later) */
-    bool disk_limit;       /* a tmpfs can be an overlay's upper layer */
-    long uid_count;        /* uids known inside */
+    bool root;          /* runs with the host's root; else in a user namespace */
+    bool range;         /* user namespace with a range of uids, not one alone */
+    bool sealed;        /* the program runs from a sealed memfd */
+    bool lowerdir_plus; /* overlay takes layers one by one (kernel 6.8 and later) */
+    bool disk_limit;    /* a tmpfs can be an overlay's upper layer */
+    long uid_count;     /* uids known inside */
     struct sock_fprog filter;
     struct bough_cgroups groups;
     char *args; /* our argument vector as ps(1) shows it: an init blanks it */
     size_t args_size;
-    char uid_why[160];     /* why there is no range */
+    char uid_why[160]; /* why there is no range */
 };
 
 /* ns.c: enters a mount namespace (and for ordinary users a user namespace with its id maps). */

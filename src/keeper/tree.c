@@ -3,11 +3,11 @@
 #include "tree.h"
 
 #include <fcntl.h>
+#include <linux/openat2.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <linux/openat2.h>
 
 #include "../sys.h"
 #include "walk.h"

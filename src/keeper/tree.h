@@ -22,7 +22,8 @@ struct bough_tree_size {
  * descriptors whatever the depth; depth beyond PATH_MAX works. */
 int bough_tree_remove(int dirfd, const char *name, struct bough_err *err);
 
-int bough_tree_measure(int dirfd, const char *name, struct bough_tree_size *out, struct bough_err *err);
+int bough_tree_measure(int dirfd, const char *name, struct bough_tree_size *out,
+                       struct bough_err *err);
 
 /* Merges `count` layer roots (directory descriptors, top first) into the empty directory `out`:
  * files, links, whiteouts by linkat (never copying data), directories made anew with owner, mode, times

@@ -19,7 +19,8 @@
  * /proc/self/fd show what init has open. */
 static char *read_database(const char *path)
 {
-    BOUGH_CLEANUP_FD int fd = bough_openat2(AT_FDCWD, path, O_RDONLY | O_NONBLOCK | O_NOCTTY, RESOLVE_NO_MAGICLINKS);
+    BOUGH_CLEANUP_FD int fd =
+        bough_openat2(AT_FDCWD, path, O_RDONLY | O_NONBLOCK | O_NOCTTY, RESOLVE_NO_MAGICLINKS);
     struct stat st;
     if (fd < 0 || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
         return NULL;
@@ -126,7 +127,8 @@ int bough_user_find(const char *text, struct bough_user *user, struct bough_err 
     bool known = find_passwd(who, user);
     if (!known) {
         if (!parse_id(who, &id))
-            return bough_err_set(err, BOUGH_ERR_not_found, "user \"%s\": not in the image's /etc/passwd", who);
+            return bough_err_set(err, BOUGH_ERR_not_found,
+                                 "user \"%s\": not in the image's /etc/passwd", who);
         user->uid = id;
         snprintf(user->name, sizeof user->name, "%s", who);
         if (id == 0)
@@ -135,7 +137,8 @@ int bough_user_find(const char *text, struct bough_user *user, struct bough_err 
     if (group && parse_id(group, &id))
         user->gid = id;
     else if (group && !scan_groups(user, group, false))
-        return bough_err_set(err, BOUGH_ERR_not_found, "group \"%s\": not in the image's /etc/group", group);
+        return bough_err_set(err, BOUGH_ERR_not_found,
+                             "group \"%s\": not in the image's /etc/group", group);
     if (known && user->uid != 0)
         scan_groups(user, NULL, true);
     return 0;

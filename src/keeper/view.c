@@ -31,7 +31,8 @@ void bough_views_drop(struct bough_views *views)
         view_clear(&views->all[i]);
 }
 
-static struct bough_view *find(struct bough_views *views, const int64_t *stack, int64_t count, struct bough_err *err)
+static struct bough_view *find(struct bough_views *views, const int64_t *stack, int64_t count,
+                               struct bough_err *err)
 {
     struct bough_view *oldest = &views->all[0];
     size_t bytes = sizeof *stack * (size_t)count;
@@ -75,8 +76,8 @@ static const char *type_name(mode_t mode)
     }
 }
 
-int bough_view_open(struct bough_views *views, const int64_t *stack, int64_t count, const char *path, bool dir,
-                    struct bough_err *err)
+int bough_view_open(struct bough_views *views, const int64_t *stack, int64_t count,
+                    const char *path, bool dir, struct bough_err *err)
 {
     struct bough_view *view = find(views, stack, count, err);
     if (!view)
@@ -88,10 +89,10 @@ int bough_view_open(struct bough_views *views, const int64_t *stack, int64_t cou
     if (found < 0 || fstat(found, &st) < 0)
         return bough_err_sys(err, errno, "%s", path);
     if (dir ? !S_ISDIR(st.st_mode) : !S_ISREG(st.st_mode))
-        return bough_err_set(err, BOUGH_ERR_invalid, "%s: it is %s, not a %s", path, type_name(st.st_mode),
-                             dir ? "directory" : "regular file");
+        return bough_err_set(err, BOUGH_ERR_invalid, "%s: it is %s, not a %s", path,
+                             type_name(st.st_mode), dir ? "directory" : "regular file");
     /* Images do not change, so the second look finds what the first one found. */
-    int fd = bough_openat2(view->mount, *path ? path : "/", O_RDONLY | O_NONBLOCK | O_NOCTTY | (dir ? O_DIRECTORY : 0),
-                           resolve);
+    int fd = bough_openat2(view->mount, *path ? path : "/",
+                           O_RDONLY | O_NONBLOCK | O_NOCTTY | (dir ? O_DIRECTORY : 0), resolve);
     return fd < 0 ? bough_err_sys(err, errno, "%s", path) : fd;
 }

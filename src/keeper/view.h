@@ -24,11 +24,12 @@ struct bough_views {
 };
 
 void bough_views_init(struct bough_views *views, const struct bough_site *site);
-void bough_views_drop(struct bough_views *views); /* lets go of all mounts, so that layers can be removed */
+void bough_views_drop(
+    struct bough_views *views); /* lets go of all mounts, so that layers can be removed */
 
 /* A descriptor to read a regular file, or of a directory when `dir`. Not followed at the end: nothing; a
  * link is followed inside the image. */
-int bough_view_open(struct bough_views *views, const int64_t *stack, int64_t count, const char *path, bool dir,
-                    struct bough_err *err);
+int bough_view_open(struct bough_views *views, const int64_t *stack, int64_t count,
+                    const char *path, bool dir, struct bough_err *err);
 
 #endif

@@ -66,7 +66,8 @@ static int do_remove(struct work *w, struct bough_err *err)
     for (char **n = names; *n; n++) {
         /* Only what lies directly in a directory of tmp: the store hands out no other names. */
         if (strncmp(*n, "tmp/", 4) != 0 || strstr(*n, ".."))
-            rc = bough_err_set(err, BOUGH_ERR_invalid, "remove %s: not a temporary directory of the store", *n);
+            rc = bough_err_set(err, BOUGH_ERR_invalid,
+                               "remove %s: not a temporary directory of the store", *n);
         else if (bough_tree_remove(w->site->home_fd, *n, err) < 0)
             rc = bough_err_wrap(err, "remove %s", *n);
     }
@@ -120,7 +121,8 @@ static int do_copy(struct work *w, struct bough_err *err)
 }
 
 /* Reads the unpacker's report: "ok <bytes> <files> <skipped>" or "err <kind> <errno> <message>". */
-static int read_report(int fd, struct bough_tree_size *size, int64_t *skipped, struct bough_err *err)
+static int read_report(int fd, struct bough_tree_size *size, int64_t *skipped,
+                       struct bough_err *err)
 {
     char text[1024];
     size_t n = 0;
@@ -162,8 +164,8 @@ static void exec_unpacker(struct work *w, int out, int report, int64_t max_bytes
     close(in);
     close(o);
     close(r);
-    const char *argv[20] = {"bough-unpack", "--out-fd", "10", "--in-fd", "11", "--report-fd", "12",
-                            "--opaque", opaque_name(w->site)};
+    const char *argv[20] = {"bough-unpack", "--out-fd", "10",       "--in-fd",           "11",
+                            "--report-fd",  "12",       "--opaque", opaque_name(w->site)};
     int n = 9;
     if (max_bytes > 0) {
         argv[n++] = "--max-bytes";
@@ -202,13 +204,15 @@ static int do_unpack(struct work *w, struct bough_err *err)
     close(report[1]);
     struct bough_tree_size size = {0};
     int64_t skipped = 0;
-    int rc = pid < 0 ? bough_err_sys(err, errno, "unpack: fork") : read_report(report[0], &size, &skipped, err);
+    int rc = pid < 0 ? bough_err_sys(err, errno, "unpack: fork")
+                     : read_report(report[0], &size, &skipped, err);
     close(report[0]);
     int status = 0;
     if (pid > 0)
         BOUGH_RETRY(waitpid(pid, &status, 0));
     if (rc == 0 && status != 0)
-        rc = bough_err_set(err, BOUGH_ERR_io, "unpacking: the unpacker was killed (signal %d)", WTERMSIG(status));
+        rc = bough_err_set(err, BOUGH_ERR_io, "unpacking: the unpacker was killed (signal %d)",
+                           WTERMSIG(status));
     if (rc < 0)
         drop_layer(w, id);
     else
@@ -272,8 +276,8 @@ static _Noreturn void work_main(struct work *w, int host)
     _exit(rc < 0 ? 1 : 0);
 }
 
-pid_t bough_work_start(const struct bough_site *site, struct bough_views *views, int host, struct bough_message *msg,
-                       struct bough_err *err)
+pid_t bough_work_start(const struct bough_site *site, struct bough_views *views, int host,
+                       struct bough_message *msg, struct bough_err *err)
 {
     pid_t pid = fork();
     if (pid == 0) {

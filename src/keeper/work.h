@@ -10,7 +10,7 @@ bool bough_work_is(enum bough_msg type);
 
 /* Forks a worker for `msg`. It sends DONE or FAILED to `host` and exits 0; any other end is for the
  * keeper to report. Returns its pid or -1. */
-pid_t bough_work_start(const struct bough_site *site, struct bough_views *views, int host, struct bough_message *msg,
-                       struct bough_err *err);
+pid_t bough_work_start(const struct bough_site *site, struct bough_views *views, int host,
+                       struct bough_message *msg, struct bough_err *err);
 
 #endif

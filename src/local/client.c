@@ -87,7 +87,8 @@ static int launch_between(void *arg)
  * a wait that asks for clones; the keeper is then nobody's child but init's. */
 static int launch(struct launch *l, struct bough_err *err)
 {
-    char *stacks = mmap(NULL, LAUNCH_STACK * 2, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+    char *stacks = mmap(NULL, LAUNCH_STACK * 2, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
     if (stacks == MAP_FAILED)
         return bough_err_sys(err, errno, "starting the keeper");
     l->stack2_top = stacks + LAUNCH_STACK * 2;
@@ -113,8 +114,8 @@ struct bough_client *bough_client_start(const struct bough_client_options *o, st
     char spare[16], running[16];
     snprintf(spare, sizeof spare, "%d", o->spare);
     snprintf(running, sizeof running, "%d", o->running_max > 0 ? o->running_max : 256);
-    const char *argv[] = {"bough-keeper", "--home", o->home, "--owner", o->owner, "--unpacker", o->unpacker,
-                          "--spare", spare, "--running", running, NULL};
+    const char *argv[] = {"bough-keeper", "--home",  o->home, "--owner",   o->owner, "--unpacker",
+                          o->unpacker,    "--spare", spare,   "--running", running,  NULL};
     struct bough_client *client = calloc(1, sizeof *client);
     int ends[2];
     if (!client) {
@@ -131,8 +132,10 @@ struct bough_client *bough_client_start(const struct bough_client_options *o, st
     client->sock = ends[0];
     BOUGH_CLEANUP_FD int theirs = ends[1];
     BOUGH_CLEANUP_FD int host = (int)syscall(SYS_pidfd_open, getpid(), 0);
-    struct launch l = {.path = o->keeper, .argv = (char **)(uintptr_t)argv, .sock = theirs, .host = host};
-    int rc = host < 0 ? bough_err_sys(err, errno, "pidfd_open (Linux 5.3 or later is needed)") : launch(&l, err);
+    struct launch l = {
+        .path = o->keeper, .argv = (char **)(uintptr_t)argv, .sock = theirs, .host = host};
+    int rc = host < 0 ? bough_err_sys(err, errno, "pidfd_open (Linux 5.3 or later is needed)")
+                      : launch(&l, err);
     if (rc == 0 && fcntl(client->sock, F_SETFL, O_NONBLOCK) < 0)
         rc = bough_err_sys(err, errno, "starting the keeper");
     if (rc < 0) {
@@ -152,7 +155,8 @@ static struct call **find(struct bough_client *client, int64_t id)
     return at;
 }
 
-static int add_call(struct bough_client *client, int64_t id, bough_client_heard *heard, void *arg, struct bough_err *err)
+static int add_call(struct bough_client *client, int64_t id, bough_client_heard *heard, void *arg,
+                    struct bough_err *err)
 {
     struct call *call = calloc(1, sizeof *call);
     if (!call)
@@ -177,7 +181,8 @@ void bough_client_forget(struct bough_client *client, int64_t id)
 }
 
 /* The callback may forget its own call or make new ones, so nothing is held across it. */
-static void tell_heard(struct bough_client *client, int64_t id, struct bough_message *msg, const struct bough_err *failure)
+static void tell_heard(struct bough_client *client, int64_t id, struct bough_message *msg,
+                       const struct bough_err *failure)
 {
     struct call *call = *find(client, id);
     if (!call)
@@ -234,8 +239,8 @@ bool bough_client_wants_write(const struct bough_client *client)
     return client->unsent != NULL;
 }
 
-static int queue(struct bough_client *client, enum bough_msg type, int64_t id, const struct bough_wbuf *body,
-                 const int *fds, int fd_count, struct bough_err *err)
+static int queue(struct bough_client *client, enum bough_msg type, int64_t id,
+                 const struct bough_wbuf *body, const int *fds, int fd_count, struct bough_err *err)
 {
     struct unsent *u = calloc(1, sizeof *u);
     if (!u)
@@ -262,11 +267,13 @@ static int queue(struct bough_client *client, enum bough_msg type, int64_t id, c
     return 0;
 }
 
-static int send_or_queue(struct bough_client *client, enum bough_msg type, int64_t id, const struct bough_wbuf *body,
-                         const int *fds, int fd_count, struct bough_err *err)
+static int send_or_queue(struct bough_client *client, enum bough_msg type, int64_t id,
+                         const struct bough_wbuf *body, const int *fds, int fd_count,
+                         struct bough_err *err)
 {
     if (client->sock < 0)
-        return bough_err_set(err, BOUGH_ERR_closed, "the keeper of this engine has ended; open the engine again");
+        return bough_err_set(err, BOUGH_ERR_closed,
+                             "the keeper of this engine has ended; open the engine again");
     if (client->unsent)
         return queue(client, type, id, body, fds, fd_count, err);
     struct bough_err failure;
@@ -275,7 +282,8 @@ static int send_or_queue(struct bough_client *client, enum bough_msg type, int64
     if (failure.sys == EAGAIN || failure.sys == ENOBUFS || failure.sys == ETOOMANYREFS)
         return queue(client, type, id, body, fds, fd_count, err);
     if (failure.sys == EPIPE || failure.sys == ECONNRESET)
-        return bough_err_set(err, BOUGH_ERR_closed, "the keeper of this engine has ended; open the engine again");
+        return bough_err_set(err, BOUGH_ERR_closed,
+                             "the keeper of this engine has ended; open the engine again");
     if (err)
         *err = failure;
     return -1;
@@ -286,8 +294,9 @@ void bough_client_expect_hello(struct bough_client *client, bough_client_heard *
     add_call(client, 0, heard, arg, NULL);
 }
 
-int64_t bough_client_ask(struct bough_client *client, enum bough_msg type, const struct bough_wbuf *body,
-                         const int *fds, int fd_count, bough_client_heard *heard, void *arg, struct bough_err *err)
+int64_t bough_client_ask(struct bough_client *client, enum bough_msg type,
+                         const struct bough_wbuf *body, const int *fds, int fd_count,
+                         bough_client_heard *heard, void *arg, struct bough_err *err)
 {
     int64_t id = ++client->last_id;
     if (add_call(client, id, heard, arg, err) < 0)
@@ -299,7 +308,8 @@ int64_t bough_client_ask(struct bough_client *client, enum bough_msg type, const
     return id;
 }
 
-int bough_client_tell(struct bough_client *client, enum bough_msg type, int64_t id, struct bough_err *err)
+int bough_client_tell(struct bough_client *client, enum bough_msg type, int64_t id,
+                      struct bough_err *err)
 {
     return send_or_queue(client, type, id, NULL, NULL, 0, err);
 }
@@ -330,14 +340,16 @@ bool bough_client_pump(struct bough_client *client)
         int rc = bough_recv(client->sock, &msg, &err);
         if (rc < 0 && err.sys == EAGAIN)
             break;
-        if (rc < 0 && err.sys == EMFILE) { /* this process has no descriptors left: that one answer is lost */
+        if (rc < 0 &&
+            err.sys == EMFILE) { /* this process has no descriptors left: that one answer is lost */
             tell_heard(client, msg.id, NULL, &err);
             continue;
         }
         if (rc <= 0) {
             bough_fd_close(&client->sock);
             drop_unsent(client);
-            fail_all(client, BOUGH_ERR_closed, "the keeper of this engine has ended; open the engine again");
+            fail_all(client, BOUGH_ERR_closed,
+                     "the keeper of this engine has ended; open the engine again");
             return false;
         }
         if (msg.type == BOUGH_MSG_FAILED) {

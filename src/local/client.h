@@ -21,12 +21,14 @@ struct bough_client_options {
 
 /* Starts a keeper, without forking the caller's memory and without making a child that its wait(2) or SIGCHLD
  * could ever see. Its hello arrives as a message with id 0. */
-struct bough_client *bough_client_start(const struct bough_client_options *options, struct bough_err *err);
+struct bough_client *bough_client_start(const struct bough_client_options *options,
+                                        struct bough_err *err);
 
 /* Closes the socket: the keeper and all sandboxes end by themselves. Outstanding calls hear kind `closed`. */
 void bough_client_free(struct bough_client *client);
 
-int bough_client_fd(const struct bough_client *client); /* the socket; -1 once the keeper has gone */
+int bough_client_fd(
+    const struct bough_client *client); /* the socket; -1 once the keeper has gone */
 bool bough_client_wants_write(const struct bough_client *client);
 int bough_client_outstanding(const struct bough_client *client); /* requests that await an answer */
 
@@ -39,11 +41,12 @@ typedef bool bough_client_heard(void *arg, struct bough_message *msg, const stru
 void bough_client_expect_hello(struct bough_client *client, bough_client_heard *heard, void *arg);
 
 /* Sends a request; descriptors stay the caller's. Returns its id (> 0), or -1. */
-int64_t bough_client_ask(struct bough_client *client, enum bough_msg type, const struct bough_wbuf *body,
-                         const int *fds, int fd_count, bough_client_heard *heard, void *arg,
-                         struct bough_err *err);
+int64_t bough_client_ask(struct bough_client *client, enum bough_msg type,
+                         const struct bough_wbuf *body, const int *fds, int fd_count,
+                         bough_client_heard *heard, void *arg, struct bough_err *err);
 /* Says something about a request that is under way (KILL). */
-int bough_client_tell(struct bough_client *client, enum bough_msg type, int64_t id, struct bough_err *err);
+int bough_client_tell(struct bough_client *client, enum bough_msg type, int64_t id,
+                      struct bough_err *err);
 /* No more callbacks for `id`; its messages are dropped. */
 void bough_client_forget(struct bough_client *client, int64_t id);
 

@@ -38,8 +38,7 @@ static int owner_make_locked(struct bough_store *store, struct bough_err *err)
     store->owner_fd = openat(store->tmp_fd, newborn, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (store->owner_fd < 0)
         return bough_err_sys(err, errno, "store %s/tmp/%s", store->home, newborn);
-    store->lock_fd =
-        openat(store->owner_fd, "lock", O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    store->lock_fd = openat(store->owner_fd, "lock", O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (store->lock_fd < 0 || flock(store->lock_fd, LOCK_EX | LOCK_NB) ||
         renameat(store->tmp_fd, newborn, store->tmp_fd, store->owner)) {
         int sys = errno;
@@ -324,8 +323,7 @@ static void gc_spread(struct gc_state *gc)
         if (parent)
             parent->flags |= NEEDED;
         for (int64_t id = image->layer; image->flags && id;) {
-            struct gc_layer *layer =
-                gc_find(gc->layers, gc->layer_count, sizeof *gc->layers, id);
+            struct gc_layer *layer = gc_find(gc->layers, gc->layer_count, sizeof *gc->layers, id);
             if (!layer || (layer->flags & image->flags) == image->flags)
                 break;
             layer->flags |= image->flags;
@@ -342,8 +340,8 @@ static void gc_judge_stands(struct gc_state *gc)
         struct gc_stand *stand = &gc->stands[i];
         const struct gc_layer *top =
             gc_find(gc->layers, gc->layer_count, sizeof *gc->layers, stand->top);
-        bool replaced = i > 0 && gc->stands[i - 1].top == stand->top &&
-                        gc->stands[i - 1].level > stand->level;
+        bool replaced =
+            i > 0 && gc->stands[i - 1].top == stand->top && gc->stands[i - 1].level > stand->level;
         bool used = gc->live.count || (bough_idmap_get(&gc->store->handed, stand->id) && top &&
                                        (top->flags & MOUNTED));
         stand->drop = !top || !(top->flags & NEEDED) || (replaced && !used);
@@ -402,8 +400,7 @@ static int gc_look(struct gc_state *gc, const char *const *keep, long keep_count
                    struct bough_gc *out)
 {
     if (gc_load_owners(gc) < 0 || gc_load_images(gc) < 0 || gc_load_layers(gc) < 0 ||
-        gc_load_stands(gc) < 0 || gc_mark_keep(gc, keep, keep_count) < 0 ||
-        gc_mark_leases(gc) < 0)
+        gc_load_stands(gc) < 0 || gc_mark_keep(gc, keep, keep_count) < 0 || gc_mark_leases(gc) < 0)
         return -1;
     gc_spread(gc);
     gc_judge_stands(gc);

@@ -214,8 +214,8 @@ int64_t bough_store_take_ids(struct bough_store *store, int count, struct bough_
         int64_t first = step == 1 ? bough_db_int(store, BOUGH_SQL_take_ids, 0) : 0;
         bough_db_end(store, BOUGH_SQL_take_ids);
         if (step == 0)
-            bough_err_set(err, BOUGH_ERR_corrupt,
-                          "store %s/bough.db: damaged (no layer counter)", store->home);
+            bough_err_set(err, BOUGH_ERR_corrupt, "store %s/bough.db: damaged (no layer counter)",
+                          store->home);
         if (step != 1 || bough_db_commit(store, err)) {
             bough_db_rollback(store);
             return -1;
@@ -350,8 +350,8 @@ static int merge_done(struct bough_store *store, const struct bough_merge *plan,
     return result;
 }
 
-int bough_store_merge_done(struct bough_store *store, const struct bough_merge *plan,
-                           int64_t bytes, struct bough_err *err)
+int bough_store_merge_done(struct bough_store *store, const struct bough_merge *plan, int64_t bytes,
+                           struct bough_err *err)
 {
     if (plan->id <= 0 || plan->top <= 0 || plan->bottom <= 0 || plan->count < 2 ||
         plan->count > BOUGH_STACK_WIDTH || plan->level < 1 || plan->level >= BOUGH_LEVEL_BASE)

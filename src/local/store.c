@@ -18,7 +18,7 @@
 #include "store_priv.h"
 
 #define SCHEMA_VERSION ((int)(sizeof migrations / sizeof *migrations))
-#define CHECKPOINT_PAGES 1000    /* bough_store_checkpoint does nothing below it */
+#define CHECKPOINT_PAGES 1000     /* bough_store_checkpoint does nothing below it */
 #define CHECKPOINT_PAGES_MAX 8000 /* a commit does it itself above it */
 
 /* migrations[n] takes a database from user_version n to n + 1. */
@@ -325,8 +325,8 @@ static int home_check_empty(const struct bough_store *store, struct bough_err *e
     }
     int result = 0;
     for (struct dirent *entry; result == 0 && (entry = readdir(dir));) {
-        bool known = strncmp(entry->d_name, "format", 6) == 0 ||
-                     strncmp(entry->d_name, "bough.db-", 9) == 0;
+        bool known =
+            strncmp(entry->d_name, "format", 6) == 0 || strncmp(entry->d_name, "bough.db-", 9) == 0;
         for (size_t i = 0; i < sizeof ours / sizeof *ours; i++)
             known = known || strcmp(entry->d_name, ours[i]) == 0;
         if (!known)
@@ -352,8 +352,7 @@ static int format_read(const struct bough_store *store, char *text, size_t size,
     return 1;
 }
 
-static int format_write(const struct bough_store *store, const char *xattr,
-                        struct bough_err *err)
+static int format_write(const struct bough_store *store, const char *xattr, struct bough_err *err)
 {
     char text[64];
     int size = snprintf(text, sizeof text, "bough store 1\nxattr %s\n", xattr);
@@ -559,9 +558,8 @@ static int db_open(const struct bough_store *store, sqlite3 **db)
         path = NULL;
         return SQLITE_NOMEM;
     }
-    int rc = sqlite3_open_v2(path, db,
-                             SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX,
-                             NULL);
+    int rc = sqlite3_open_v2(
+        path, db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, NULL);
     if (rc == SQLITE_OK)
         sqlite3_extended_result_codes(*db, 1);
     return rc;
@@ -689,8 +687,8 @@ int bough_store_checkpoint(struct bough_store *store, struct bough_err *err)
     int log = 0, copied = 0;
     /* PASSIVE waits for nobody; what it could not copy, the next one will. */
     if (rc == SQLITE_OK)
-        rc = sqlite3_wal_checkpoint_v2(store->checkpoint_db, NULL, SQLITE_CHECKPOINT_PASSIVE,
-                                       &log, &copied);
+        rc = sqlite3_wal_checkpoint_v2(store->checkpoint_db, NULL, SQLITE_CHECKPOINT_PASSIVE, &log,
+                                       &copied);
     /* The first write after a complete one starts the log anew and syncs its header: here rather
      * than in a commit. */
     if (rc == SQLITE_OK && log == copied)
@@ -805,12 +803,12 @@ static int image_insert(struct bough_store *store, const struct bough_image *ima
     /* An empty blob is not NULL, which means "not captured". */
     const void *out = r->has_stdout ? (r->stdout_size ? r->stdout_data : "") : NULL;
     const void *errout = r->has_stderr ? (r->stderr_size ? r->stderr_data : "") : NULL;
-    int step = bough_db_query(
-        store, BOUGH_SQL_image_add, err, "szzssiiiiiidddiiibb", image->uuid, parent_seq,
-        image->layer, image->origin, image->command, image->size, image->created_us,
-        store->owner_id, flags, (int64_t)r->exit_code, (int64_t)r->signal, r->elapsed_time,
-        r->user_time, r->system_time, r->max_rss, r->stdout_dropped, r->stderr_dropped, out,
-        r->stdout_size, errout, r->stderr_size);
+    int step = bough_db_query(store, BOUGH_SQL_image_add, err, "szzssiiiiiidddiiibb", image->uuid,
+                              parent_seq, image->layer, image->origin, image->command, image->size,
+                              image->created_us, store->owner_id, flags, (int64_t)r->exit_code,
+                              (int64_t)r->signal, r->elapsed_time, r->user_time, r->system_time,
+                              r->max_rss, r->stdout_dropped, r->stderr_dropped, out, r->stdout_size,
+                              errout, r->stderr_size);
     if (step == 1)
         *seq = bough_db_int(store, BOUGH_SQL_image_add, 0);
     bough_db_end(store, BOUGH_SQL_image_add);
@@ -927,9 +925,8 @@ int bough_store_commit(struct bough_store *store, struct bough_image *image, int
     if (image->created_us > store->last_us)
         store->last_us = image->created_us;
     bool base = parent_layer == 0 && strcmp(image->origin, "run") != 0;
-    struct bough_node node = {.id = new_layer,
-                              .parent = parent_layer,
-                              .level = base ? BOUGH_LEVEL_BASE : 0};
+    struct bough_node node = {
+        .id = new_layer, .parent = parent_layer, .level = base ? BOUGH_LEVEL_BASE : 0};
     if (new_layer > 0)
         image->size = bytes;
     /* Without a new directory there is nothing that a sweep could take for an orphan. */
@@ -1180,8 +1177,8 @@ static void list_sql(const struct bough_filter *f, struct sql_buffer *sql)
         sql_add(sql, " AND i.parent=(SELECT seq FROM images WHERE uuid=?3)");
     sql_add(sql, f->since_us ? " AND i.created>=?4" : "");
     sql_add(sql, f->before_us ? " AND i.created<?5" : "");
-    sql_add(sql, f->oldest_first ? " ORDER BY i.created,i.seq"
-                                 : " ORDER BY i.created DESC,i.seq DESC");
+    sql_add(sql,
+            f->oldest_first ? " ORDER BY i.created,i.seq" : " ORDER BY i.created DESC,i.seq DESC");
     sql_add(sql, " LIMIT ?6 OFFSET ?7");
 }
 
@@ -1258,8 +1255,8 @@ long bough_store_list(struct bough_store *store, const struct bough_filter *filt
     int rc = sqlite3_prepare_v2(store->db, sql.text, -1, &stmt, NULL);
     if (rc == SQLITE_OK)
         rc = list_bind(stmt, filter, parent);
-    long count = rc == SQLITE_OK ? list_read(store, stmt, out, err)
-                                 : db_fail(store, store->db, rc, err);
+    long count =
+        rc == SQLITE_OK ? list_read(store, stmt, out, err) : db_fail(store, store->db, rc, err);
     sqlite3_finalize(stmt);
     bough_store_leave(store);
     return count;
@@ -1347,8 +1344,7 @@ int bough_store_remove(struct bough_store *store, const char *uuid, struct bough
     return image_change(store, uuid, NULL, change_remove, err);
 }
 
-int bough_store_info(struct bough_store *store, struct bough_store_info *out,
-                     struct bough_err *err)
+int bough_store_info(struct bough_store *store, struct bough_store_info *out, struct bough_err *err)
 {
     *out = (struct bough_store_info){0};
     if (bough_store_enter(store, err))

@@ -23,10 +23,10 @@ struct bough_result {
     int exit_code; /* 128+n after signal n; 137 after a timeout */
     int signal;    /* 0 when it exited by itself */
     bool timed_out, oom;
-    double elapsed_time;           /* seconds, wall clock */
-    double user_time, system_time; /* seconds */
-    int64_t max_rss;               /* bytes, peak */
-    bool has_stdout, has_stderr;   /* false: not captured */
+    double elapsed_time;             /* seconds, wall clock */
+    double user_time, system_time;   /* seconds */
+    int64_t max_rss;                 /* bytes, peak */
+    bool has_stdout, has_stderr;     /* false: not captured */
     char *stdout_data, *stderr_data; /* owned, malloc; may hold NUL */
     size_t stdout_size, stderr_size;
     int64_t stdout_dropped, stderr_dropped; /* bytes cut by truncate_output_at */
@@ -93,15 +93,15 @@ int bough_store_find(struct bough_store *store, const char *ref, char uuid[BOUGH
                      int64_t *layer, struct bough_err *err);
 
 struct bough_filter {
-    const char *tag;       /* exact, NULL any */
-    const char *tag_glob;  /* SQLite GLOB over tags, NULL any */
-    const char *parent;    /* uuid, NULL any */
-    bool tagged;           /* only tagged ones */
+    const char *tag;             /* exact, NULL any */
+    const char *tag_glob;        /* SQLite GLOB over tags, NULL any */
+    const char *parent;          /* uuid, NULL any */
+    bool tagged;                 /* only tagged ones */
     int64_t since_us, before_us; /* 0: no bound; since inclusive, before exclusive */
-    int64_t limit;         /* <= 0: all */
+    int64_t limit;               /* <= 0: all */
     int64_t offset;
-    bool oldest_first;     /* default: newest first */
-    bool brief;            /* leave stdout/stderr data out (has_* and sizes kept) */
+    bool oldest_first; /* default: newest first */
+    bool brief;        /* leave stdout/stderr data out (has_* and sizes kept) */
 };
 /* Fills *out with a malloc'ed array (each cleared by bough_image_clear). Returns the count or -1.
  * With `tag` or `tag_glob` each image shows the tag that it was found by. */
@@ -119,7 +119,8 @@ int bough_store_remove(struct bough_store *store, const char *uuid, struct bough
 /* The overlay stack of a layer, top first, with compacted stand-ins used where they exist: fills a
  * malloc'ed array of layer ids whose directories give the same tree; returns its length or -1.
  * Served from an in-memory cache where possible: this is on the path of every run. */
-int bough_store_stack(struct bough_store *store, int64_t layer, int64_t **ids, struct bough_err *err);
+int bough_store_stack(struct bough_store *store, int64_t layer, int64_t **ids,
+                      struct bough_err *err);
 
 /* Compaction, a log-structured merge: when a stack (as bough_store_stack gives it) has
  * BOUGH_STACK_WIDTH or more neighbours of one level directly on top of each other, those are due to
@@ -129,11 +130,11 @@ int bough_store_stack(struct bough_store *store, int64_t layer, int64_t **ids, s
  * a stand-in that another process made in the meantime wins, and ours is to be removed (returns 1). */
 #define BOUGH_STACK_WIDTH 8
 struct bough_merge {
-    int64_t id;                          /* the new directory's id, from bough_store_layer_ids */
-    int64_t layers[BOUGH_STACK_WIDTH];   /* directories to merge, top first */
+    int64_t id;                        /* the new directory's id, from bough_store_layer_ids */
+    int64_t layers[BOUGH_STACK_WIDTH]; /* directories to merge, top first */
     int count;
-    int64_t top, bottom;                 /* the original layers covered */
-    int level;                           /* of the result */
+    int64_t top, bottom; /* the original layers covered */
+    int level;           /* of the result */
 };
 int bough_store_merge_plan(struct bough_store *store, int64_t layer, struct bough_merge *plan,
                            struct bough_err *err);
@@ -163,9 +164,10 @@ int bough_store_gc(struct bough_store *store, const char *const *keep, long keep
  * nobody holds, and moves layer directories without a row to tmp/<owner>/trash-<id>. Also drops
  * leases of dead owners. The keeper then removes the trees. */
 struct bough_sweep {
-    char **dead; /* owned array of owned names, relative to home; NULL behind the last, NULL for none */
+    char **
+        dead; /* owned array of owned names, relative to home; NULL behind the last, NULL for none */
     long dead_count;
-    long orphans; /* layer directories without a row, now trash */
+    long orphans;   /* layer directories without a row, now trash */
     int64_t *trash; /* owned: their ids, `orphans` of them, now tmp/<owner>/trash-<id> */
 };
 int bough_store_sweep(struct bough_store *store, struct bough_sweep *out, struct bough_err *err);
@@ -180,6 +182,7 @@ struct bough_store_info {
     long images, tags, layers, stand_ins;
     int64_t bytes; /* of all layers as recorded */
 };
-int bough_store_info(struct bough_store *store, struct bough_store_info *out, struct bough_err *err);
+int bough_store_info(struct bough_store *store, struct bough_store_info *out,
+                     struct bough_err *err);
 
 #endif

@@ -13,72 +13,71 @@
 #include "../sys.h"
 #include "store.h"
 
-#define BOUGH_LEVEL_BASE 100       /* an import: never merged */
-#define BOUGH_ID_BLOCK 64          /* layer ids reserved at once */
+#define BOUGH_LEVEL_BASE 100 /* an import: never merged */
+#define BOUGH_ID_BLOCK 64    /* layer ids reserved at once */
 #define BOUGH_LOCK_WAIT_NS 10000000000LL
 #define BOUGH_OWNER_SIZE 40
-#define BOUGH_NAME_SIZE 48         /* "<id>", "trash-<id>", "<owner>/lock" */
+#define BOUGH_NAME_SIZE 48 /* "<id>", "trash-<id>", "<owner>/lock" */
 
 /* What image_read in store.c expects, followed by out, err and a tag. */
-#define BOUGH_IMAGE_COLUMNS                                                           \
+#define BOUGH_IMAGE_COLUMNS                                                            \
     "i.seq,i.owner,i.uuid,p.uuid,i.origin,i.command,i.layer,i.size,i.created,i.flags," \
-    "i.exit_code,i.signal,i.elapsed,i.user_time,i.system_time,i.max_rss,"             \
+    "i.exit_code,i.signal,i.elapsed,i.user_time,i.system_time,i.max_rss,"              \
     "i.out_dropped,i.err_dropped,length(i.out),length(i.err)"
 #define BOUGH_IMAGE_FROM " FROM images i LEFT JOIN images p ON p.seq=i.parent"
 
 /* Every statement that is kept prepared. */
-#define BOUGH_SQL(X)                                                                         \
-    X(begin_write, "BEGIN IMMEDIATE")                                                        \
-    X(begin_read, "BEGIN")                                                                   \
-    X(commit, "COMMIT")                                                                      \
-    X(rollback, "ROLLBACK")                                                                  \
-    X(defer_keys, "PRAGMA defer_foreign_keys=ON")                                            \
-    X(take_ids, "UPDATE meta SET value=value+?1 WHERE key='next_layer' RETURNING value-?1")  \
-    X(owner_add, "INSERT INTO owners(name) VALUES(?1) RETURNING id")                         \
-    X(owner_del, "DELETE FROM owners WHERE id=?1")                                           \
-    X(owner_all, "SELECT id,name FROM owners WHERE id<>?1")                                  \
-    X(layer_add, "INSERT INTO layers(id,parent,level,bytes,files,created)"                   \
-                 " VALUES(?1,?2,?3,?4,?5,?6)")                                               \
-    X(layer_get, "SELECT l.parent,l.level,s.id,s.bottom,s.level,b.parent FROM layers l"      \
-                 " LEFT JOIN stand_ins s ON s.top=l.id LEFT JOIN layers b ON b.id=s.bottom"  \
-                 " WHERE l.id=?1 ORDER BY s.level DESC LIMIT 1")                             \
-    X(layer_del, "DELETE FROM layers WHERE id=?1")                                           \
-    X(layer_all, "SELECT id,parent,bytes FROM layers ORDER BY id")                           \
-    X(stand_add, "INSERT INTO stand_ins(id,top,bottom,level,bytes) VALUES(?1,?2,?3,?4,?5)")  \
-    X(stand_has, "SELECT 1 FROM stand_ins WHERE top=?1 AND (bottom=?2 OR level>=?3)")        \
-    X(stand_del, "DELETE FROM stand_ins WHERE id=?1")                                        \
-    X(stand_all, "SELECT id,top,level FROM stand_ins ORDER BY top,level DESC")               \
-    X(dir_has, "SELECT 1 FROM layers WHERE id=?1 UNION ALL"                                  \
-               " SELECT 1 FROM stand_ins WHERE id=?1")                                       \
-    X(dir_all, "SELECT id FROM layers UNION ALL SELECT id FROM stand_ins")                   \
-    X(image_add, "INSERT INTO images(uuid,parent,layer,origin,command,size,created,owner,"   \
-                 "flags,exit_code,signal,elapsed,user_time,system_time,max_rss,"             \
-                 "out_dropped,err_dropped,out,err) VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,"   \
-                 "?11,?12,?13,?14,?15,?16,?17,?18,?19) RETURNING seq")                       \
-    X(image_seq, "SELECT seq FROM images WHERE uuid=?1")                                     \
-    X(image_live, "SELECT seq FROM images WHERE uuid=?1 AND gone=0")                         \
-    X(image_hide, "UPDATE images SET gone=1 WHERE seq=?1")                                   \
-    X(image_del, "DELETE FROM images WHERE seq=?1")                                          \
-    X(image_all, "SELECT i.seq,i.parent,i.layer,i.owner,"                                    \
-                 "EXISTS(SELECT 1 FROM tags t WHERE t.image=i.seq)"                          \
-                 " FROM images i ORDER BY i.seq")                                            \
-    X(image_child, "SELECT 1 FROM images WHERE parent=?1 AND gone=0 LIMIT 1")                \
-    X(find_uuid, "SELECT seq,owner,uuid,layer FROM images WHERE uuid=?1 AND gone=0")         \
-    X(find_tag, "SELECT i.seq,i.owner,i.uuid,i.layer FROM tags t JOIN images i"              \
-                " ON i.seq=t.image WHERE t.tag=?1")                                          \
-    X(image_get, "SELECT " BOUGH_IMAGE_COLUMNS ",i.out,i.err,"                               \
-                 "(SELECT t.tag FROM tags t WHERE t.image=i.seq"                             \
-                 " ORDER BY t.tag=?2 DESC,t.seq DESC LIMIT 1)"                               \
-                 BOUGH_IMAGE_FROM " WHERE i.seq=?1")                                         \
-    X(tag_add, "INSERT OR REPLACE INTO tags(tag,image) VALUES(?1,?2)")                       \
-    X(tag_has, "SELECT 1 FROM tags WHERE image=?1 LIMIT 1")                                  \
-    X(tag_del, "DELETE FROM tags WHERE image=?1")                                            \
-    X(lease_add, "INSERT OR IGNORE INTO leases(image,owner) VALUES(?1,?2)")                  \
-    X(lease_del, "DELETE FROM leases WHERE image=?1 AND owner=?2")                           \
-    X(lease_all, "SELECT image,owner FROM leases")                                           \
-    X(counts, "SELECT (SELECT count(*) FROM images WHERE gone=0),"                           \
-              "(SELECT count(*) FROM tags),(SELECT count(*) FROM layers),"                   \
-              "(SELECT count(*) FROM stand_ins),"                                            \
+#define BOUGH_SQL(X)                                                                               \
+    X(begin_write, "BEGIN IMMEDIATE")                                                              \
+    X(begin_read, "BEGIN")                                                                         \
+    X(commit, "COMMIT")                                                                            \
+    X(rollback, "ROLLBACK")                                                                        \
+    X(defer_keys, "PRAGMA defer_foreign_keys=ON")                                                  \
+    X(take_ids, "UPDATE meta SET value=value+?1 WHERE key='next_layer' RETURNING value-?1")        \
+    X(owner_add, "INSERT INTO owners(name) VALUES(?1) RETURNING id")                               \
+    X(owner_del, "DELETE FROM owners WHERE id=?1")                                                 \
+    X(owner_all, "SELECT id,name FROM owners WHERE id<>?1")                                        \
+    X(layer_add, "INSERT INTO layers(id,parent,level,bytes,files,created)"                         \
+                 " VALUES(?1,?2,?3,?4,?5,?6)")                                                     \
+    X(layer_get, "SELECT l.parent,l.level,s.id,s.bottom,s.level,b.parent FROM layers l"            \
+                 " LEFT JOIN stand_ins s ON s.top=l.id LEFT JOIN layers b ON b.id=s.bottom"        \
+                 " WHERE l.id=?1 ORDER BY s.level DESC LIMIT 1")                                   \
+    X(layer_del, "DELETE FROM layers WHERE id=?1")                                                 \
+    X(layer_all, "SELECT id,parent,bytes FROM layers ORDER BY id")                                 \
+    X(stand_add, "INSERT INTO stand_ins(id,top,bottom,level,bytes) VALUES(?1,?2,?3,?4,?5)")        \
+    X(stand_has, "SELECT 1 FROM stand_ins WHERE top=?1 AND (bottom=?2 OR level>=?3)")              \
+    X(stand_del, "DELETE FROM stand_ins WHERE id=?1")                                              \
+    X(stand_all, "SELECT id,top,level FROM stand_ins ORDER BY top,level DESC")                     \
+    X(dir_has, "SELECT 1 FROM layers WHERE id=?1 UNION ALL"                                        \
+               " SELECT 1 FROM stand_ins WHERE id=?1")                                             \
+    X(dir_all, "SELECT id FROM layers UNION ALL SELECT id FROM stand_ins")                         \
+    X(image_add, "INSERT INTO images(uuid,parent,layer,origin,command,size,created,owner,"         \
+                 "flags,exit_code,signal,elapsed,user_time,system_time,max_rss,"                   \
+                 "out_dropped,err_dropped,out,err) VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,"         \
+                 "?11,?12,?13,?14,?15,?16,?17,?18,?19) RETURNING seq")                             \
+    X(image_seq, "SELECT seq FROM images WHERE uuid=?1")                                           \
+    X(image_live, "SELECT seq FROM images WHERE uuid=?1 AND gone=0")                               \
+    X(image_hide, "UPDATE images SET gone=1 WHERE seq=?1")                                         \
+    X(image_del, "DELETE FROM images WHERE seq=?1")                                                \
+    X(image_all, "SELECT i.seq,i.parent,i.layer,i.owner,"                                          \
+                 "EXISTS(SELECT 1 FROM tags t WHERE t.image=i.seq)"                                \
+                 " FROM images i ORDER BY i.seq")                                                  \
+    X(image_child, "SELECT 1 FROM images WHERE parent=?1 AND gone=0 LIMIT 1")                      \
+    X(find_uuid, "SELECT seq,owner,uuid,layer FROM images WHERE uuid=?1 AND gone=0")               \
+    X(find_tag, "SELECT i.seq,i.owner,i.uuid,i.layer FROM tags t JOIN images i"                    \
+                " ON i.seq=t.image WHERE t.tag=?1")                                                \
+    X(image_get, "SELECT " BOUGH_IMAGE_COLUMNS ",i.out,i.err,"                                     \
+                 "(SELECT t.tag FROM tags t WHERE t.image=i.seq"                                   \
+                 " ORDER BY t.tag=?2 DESC,t.seq DESC LIMIT 1)" BOUGH_IMAGE_FROM " WHERE i.seq=?1") \
+    X(tag_add, "INSERT OR REPLACE INTO tags(tag,image) VALUES(?1,?2)")                             \
+    X(tag_has, "SELECT 1 FROM tags WHERE image=?1 LIMIT 1")                                        \
+    X(tag_del, "DELETE FROM tags WHERE image=?1")                                                  \
+    X(lease_add, "INSERT OR IGNORE INTO leases(image,owner) VALUES(?1,?2)")                        \
+    X(lease_del, "DELETE FROM leases WHERE image=?1 AND owner=?2")                                 \
+    X(lease_all, "SELECT image,owner FROM leases")                                                 \
+    X(counts, "SELECT (SELECT count(*) FROM images WHERE gone=0),"                                 \
+              "(SELECT count(*) FROM tags),(SELECT count(*) FROM layers),"                         \
+              "(SELECT count(*) FROM stand_ins),"                                                  \
               "(SELECT coalesce(sum(bytes),0) FROM layers)")
 
 enum bough_sql {
@@ -92,10 +91,10 @@ enum bough_sql {
 struct bough_idmap {
     struct bough_id_slot {
         int64_t key, value; /* key 0: free */
-    } *slots;
+    } * slots;
     size_t size, used; /* size: 0 or a power of two */
 };
-int64_t *bough_idmap_get(const struct bough_idmap *map, int64_t key); /* NULL: not there */
+int64_t *bough_idmap_get(const struct bough_idmap *map, int64_t key);     /* NULL: not there */
 int bough_idmap_put(struct bough_idmap *map, int64_t key, int64_t value); /* -1: no memory */
 void bough_idmap_clear(struct bough_idmap *map);
 
@@ -173,7 +172,8 @@ void bough_commit_unlock(struct bough_store *store);
 
 /* stack.c */
 /* bough_store_stack for a caller who holds the mutex. */
-int bough_stack_take(struct bough_store *store, int64_t layer, int64_t **ids, struct bough_err *err);
+int bough_stack_take(struct bough_store *store, int64_t layer, int64_t **ids,
+                     struct bough_err *err);
 int64_t bough_store_take_ids(struct bough_store *store, int count, struct bough_err *err);
 int bough_store_seal(struct bough_store *store, int64_t id, struct bough_err *err);
 void bough_cache_add(struct bough_store *store, const struct bough_node *node);

@@ -34,7 +34,7 @@ ssize_t bough_read_wait(int fd, void *buffer, size_t size)
         if (n >= 0 || (errno != EINTR && errno != EAGAIN))
             return n;
         if (errno == EAGAIN) {
-            struct pollfd p = { .fd = fd, .events = POLLIN };
+            struct pollfd p = {.fd = fd, .events = POLLIN};
             (void)poll(&p, 1, -1);
         }
     }
@@ -147,7 +147,7 @@ static int gzip_members(struct decoder *d, z_stream *z, unsigned char *out)
 static int gzip_decode(struct decoder *d)
 {
     BOUGH_CLEANUP_FREE unsigned char *out = malloc(BLOCK_BYTES);
-    z_stream z = { .zalloc = Z_NULL };
+    z_stream z = {.zalloc = Z_NULL};
     /* 15: the largest window; 16: gzip, with its header and checksum */
     if (!out || inflateInit2(&z, 15 + 16) != Z_OK)
         return bough_err_set(d->err, BOUGH_ERR_resource, "gzip: out of memory");

@@ -110,9 +110,8 @@ static int owner_try(const struct subject *s, int64_t uid, int64_t gid)
         errno = EINVAL;
         return -1;
     }
-    return s->fd >= 0
-               ? fchown(s->fd, (uid_t)uid, (gid_t)gid)
-               : fchownat(s->dir, s->name, (uid_t)uid, (gid_t)gid, AT_SYMLINK_NOFOLLOW);
+    return s->fd >= 0 ? fchown(s->fd, (uid_t)uid, (gid_t)gid)
+                      : fchownat(s->dir, s->name, (uid_t)uid, (gid_t)gid, AT_SYMLINK_NOFOLLOW);
 }
 
 static int owner_set(struct extraction *x, struct subject *s)
@@ -144,7 +143,7 @@ static int owner_set(struct extraction *x, struct subject *s)
 /* Looked at for every entry, also for those that take no attributes. */
 static int xattrs_check(struct extraction *x)
 {
-    static const char *const forged[] = { "trusted.", "user.overlay." };
+    static const char *const forged[] = {"trusted.", "user.overlay."};
     const char *name;
     const void *value;
     size_t size;
@@ -181,16 +180,16 @@ static int xattrs_set(struct extraction *x, int fd)
 static struct timespec time_of(struct archive_entry *entry)
 {
     if (!archive_entry_mtime_is_set(entry))
-        return (struct timespec){ .tv_nsec = UTIME_OMIT };
+        return (struct timespec){.tv_nsec = UTIME_OMIT};
     long nsec = archive_entry_mtime_nsec(entry);
     if (nsec < 0 || nsec > 999999999)
         nsec = 0;
-    return (struct timespec){ .tv_sec = archive_entry_mtime(entry), .tv_nsec = nsec };
+    return (struct timespec){.tv_sec = archive_entry_mtime(entry), .tv_nsec = nsec};
 }
 
 static int time_set(struct extraction *x, const struct subject *s)
 {
-    const struct timespec times[2] = { { .tv_nsec = UTIME_OMIT }, time_of(x->entry) };
+    const struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, time_of(x->entry)};
     if (times[1].tv_nsec == UTIME_OMIT)
         return 0;
     int r = s->fd >= 0 ? futimens(s->fd, times)
@@ -248,7 +247,7 @@ static int file_open(int dir, const char *name, mode_t mode)
 static int file_make(struct extraction *x, int dir)
 {
     const char *name = bough_path_name(&x->path);
-    struct subject s = { .dir = dir, .name = name, .mode = archive_entry_perm(x->entry) };
+    struct subject s = {.dir = dir, .name = name, .mode = archive_entry_perm(x->entry)};
     bool has_xattrs = archive_entry_xattr_count(x->entry) > 0;
     /* an ordinary user may set attributes only where he may write */
     mode_t first = has_xattrs ? 0600 : s.mode & 0777;
@@ -272,7 +271,7 @@ static int file_make(struct extraction *x, int dir)
 static int symlink_make(struct extraction *x, int dir)
 {
     const char *name = bough_path_name(&x->path), *to = archive_entry_symlink(x->entry);
-    struct subject s = { .fd = -1, .dir = dir, .name = name };
+    struct subject s = {.fd = -1, .dir = dir, .name = name};
     if (!to || !*to)
         return bough_err_set(x->err, BOUGH_ERR_invalid, "is a symbolic link to nothing");
     int r = symlinkat(to, dir, name);
@@ -289,7 +288,7 @@ static int symlink_make(struct extraction *x, int dir)
 static int fifo_make(struct extraction *x, int dir)
 {
     const char *name = bough_path_name(&x->path);
-    struct subject s = { .fd = -1, .dir = dir, .name = name };
+    struct subject s = {.fd = -1, .dir = dir, .name = name};
     mode_t mode = S_IFIFO | (archive_entry_perm(x->entry) & 0777);
     int r = mknodat(dir, name, mode, 0);
     if (r < 0 && errno == EEXIST) {
@@ -321,8 +320,9 @@ static int dir_make(struct extraction *x, int dir)
         if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
             return bough_err_sys(x->err, errno, "stat");
         if (!S_ISDIR(st.st_mode))
-            return bough_err_set(x->err, BOUGH_ERR_invalid, "is a directory, but an earlier entry "
-                                                            "of this name is not");
+            return bough_err_set(x->err, BOUGH_ERR_invalid,
+                                 "is a directory, but an earlier entry "
+                                 "of this name is not");
         s.foreign = true;
     }
     if (owner_set(x, &s) < 0)
@@ -473,8 +473,7 @@ static int root_examine(struct extraction *x)
     return 0;
 }
 
-int bough_extract_tar(struct bough_extract *how, struct bough_source *source,
-                      struct bough_err *err)
+int bough_extract_tar(struct bough_extract *how, struct bough_source *source, struct bough_err *err)
 {
     BOUGH_CLEANUP_FREE struct extraction *x = calloc(1, sizeof *x);
     if (!x)

@@ -19,7 +19,7 @@
 #include "source.h"
 
 struct bough_extract {
-    int root; /* directory to fill; borrowed */
+    int root;       /* directory to fill; borrowed */
     bool squash;    /* an owner that cannot be mapped becomes 0:0, and loses setuid with it */
     bool may_chown; /* false: with squash everything stays ours */
     int64_t max_bytes, max_files; /* 0: no limit */

@@ -39,7 +39,7 @@ enum {
 
 int bough_jail_close(int in_fd, int out_fd, int report_fd, struct bough_err *err)
 {
-    const int from[] = { in_fd, out_fd, report_fd };
+    const int from[] = {in_fd, out_fd, report_fd};
     int high[3];
     /* first out of the way: the places may be taken by one another */
     for (int i = 0; i < 3; i++)
@@ -66,7 +66,7 @@ static int limit_set(int which, rlim_t value, const char *name, struct bough_err
         return bough_err_sys(err, errno, "getrlimit %s", name);
     if (value > old.rlim_max)
         value = old.rlim_max;
-    struct rlimit new = { .rlim_cur = value, .rlim_max = value };
+    struct rlimit new = {.rlim_cur = value, .rlim_max = value};
     if (setrlimit((__rlimit_resource_t)which, &new) < 0)
         return bough_err_sys(err, errno, "setrlimit %s", name);
     return 0;
@@ -77,16 +77,15 @@ static int limit_set(int which, rlim_t value, const char *name, struct bough_err
 static int landlock_enter(struct bough_err *err)
 {
 #ifdef LANDLOCK_ACCESS_FS_REFER
-    long abi = syscall(SYS_landlock_create_ruleset, NULL, (size_t)0,
-                       LANDLOCK_CREATE_RULESET_VERSION);
+    long abi =
+        syscall(SYS_landlock_create_ruleset, NULL, (size_t)0, LANDLOCK_CREATE_RULESET_VERSION);
     if (abi < 2)
         return 0;
     const __u64 handled = (LANDLOCK_ACCESS_FS_REFER << 1) - 1;
     const __u64 refused = LANDLOCK_ACCESS_FS_EXECUTE | LANDLOCK_ACCESS_FS_MAKE_CHAR |
                           LANDLOCK_ACCESS_FS_MAKE_BLOCK | LANDLOCK_ACCESS_FS_MAKE_SOCK;
-    struct landlock_ruleset_attr rules = { .handled_access_fs = handled };
-    BOUGH_CLEANUP_FD int set =
-        (int)syscall(SYS_landlock_create_ruleset, &rules, sizeof rules, 0);
+    struct landlock_ruleset_attr rules = {.handled_access_fs = handled};
+    BOUGH_CLEANUP_FD int set = (int)syscall(SYS_landlock_create_ruleset, &rules, sizeof rules, 0);
     struct landlock_path_beneath_attr beneath = {
         .allowed_access = handled & ~refused,
         .parent_fd = BOUGH_JAIL_OUT,
@@ -103,7 +102,7 @@ static int landlock_enter(struct bough_err *err)
 /* Keeps what giving files their owner, mode and capabilities needs; device nodes are never made. */
 static int caps_drop(struct bough_jail *jail, struct bough_err *err)
 {
-    struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
+    struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct data[2];
     const __u32 keep = 1u << CAP_CHOWN | 1u << CAP_DAC_OVERRIDE | 1u << CAP_FOWNER |
                        1u << CAP_FSETID | 1u << CAP_SETFCAP;
@@ -157,31 +156,69 @@ int bough_jail_enter(struct bough_jail *jail, struct bough_err *err)
 
 /* Both processes need these; memory may never become code. */
 static const int common_calls[] = {
-    SCMP_SYS(brk), SCMP_SYS(clock_gettime), SCMP_SYS(close), SCMP_SYS(exit),
-    SCMP_SYS(exit_group), SCMP_SYS(futex), SCMP_SYS(getrandom), SCMP_SYS(gettimeofday),
-    SCMP_SYS(madvise), SCMP_SYS(mremap), SCMP_SYS(munmap), SCMP_SYS(poll), SCMP_SYS(ppoll),
-    SCMP_SYS(read), SCMP_SYS(restart_syscall), SCMP_SYS(rt_sigprocmask),
-    SCMP_SYS(rt_sigreturn), SCMP_SYS(sched_yield), SCMP_SYS(sigaltstack), SCMP_SYS(sysinfo),
+    SCMP_SYS(brk),
+    SCMP_SYS(clock_gettime),
+    SCMP_SYS(close),
+    SCMP_SYS(exit),
+    SCMP_SYS(exit_group),
+    SCMP_SYS(futex),
+    SCMP_SYS(getrandom),
+    SCMP_SYS(gettimeofday),
+    SCMP_SYS(madvise),
+    SCMP_SYS(mremap),
+    SCMP_SYS(munmap),
+    SCMP_SYS(poll),
+    SCMP_SYS(ppoll),
+    SCMP_SYS(read),
+    SCMP_SYS(restart_syscall),
+    SCMP_SYS(rt_sigprocmask),
+    SCMP_SYS(rt_sigreturn),
+    SCMP_SYS(sched_yield),
+    SCMP_SYS(sigaltstack),
+    SCMP_SYS(sysinfo),
     SCMP_SYS(write),
 };
 
 static const int writer_calls[] = {
-    SCMP_SYS(fchmod), SCMP_SYS(fchown), SCMP_SYS(fchownat), SCMP_SYS(fsetxattr),
-    SCMP_SYS(fstat), SCMP_SYS(ftruncate), SCMP_SYS(getegid), SCMP_SYS(geteuid), SCMP_SYS(linkat),
-    SCMP_SYS(lseek), SCMP_SYS(mkdirat), SCMP_SYS(newfstatat), SCMP_SYS(openat), SCMP_SYS(openat2),
-    SCMP_SYS(pidfd_send_signal), SCMP_SYS(pwrite64), SCMP_SYS(readlinkat), SCMP_SYS(statx),
-    SCMP_SYS(symlinkat), SCMP_SYS(unlinkat), SCMP_SYS(utimensat), SCMP_SYS(wait4),
+    SCMP_SYS(fchmod),     SCMP_SYS(fchown),    SCMP_SYS(fchownat),          SCMP_SYS(fsetxattr),
+    SCMP_SYS(fstat),      SCMP_SYS(ftruncate), SCMP_SYS(getegid),           SCMP_SYS(geteuid),
+    SCMP_SYS(linkat),     SCMP_SYS(lseek),     SCMP_SYS(mkdirat),           SCMP_SYS(newfstatat),
+    SCMP_SYS(openat),     SCMP_SYS(openat2),   SCMP_SYS(pidfd_send_signal), SCMP_SYS(pwrite64),
+    SCMP_SYS(readlinkat), SCMP_SYS(statx),     SCMP_SYS(symlinkat),         SCMP_SYS(unlinkat),
+    SCMP_SYS(utimensat),  SCMP_SYS(wait4),
 };
 
 /* No decoder calls these by accident: whoever does is not us any more. */
 static const int deadly_calls[] = {
-    SCMP_SYS(add_key), SCMP_SYS(bpf), SCMP_SYS(chroot), SCMP_SYS(clone), SCMP_SYS(clone3),
-    SCMP_SYS(connect), SCMP_SYS(execve), SCMP_SYS(execveat), SCMP_SYS(fork), SCMP_SYS(fsopen),
-    SCMP_SYS(init_module), SCMP_SYS(io_uring_setup), SCMP_SYS(keyctl), SCMP_SYS(kill),
-    SCMP_SYS(mount), SCMP_SYS(move_mount), SCMP_SYS(open_by_handle_at), SCMP_SYS(open_tree),
-    SCMP_SYS(perf_event_open), SCMP_SYS(pivot_root), SCMP_SYS(process_vm_readv),
-    SCMP_SYS(process_vm_writev), SCMP_SYS(ptrace), SCMP_SYS(setns), SCMP_SYS(socket),
-    SCMP_SYS(tkill), SCMP_SYS(umount2), SCMP_SYS(unshare), SCMP_SYS(userfaultfd),
+    SCMP_SYS(add_key),
+    SCMP_SYS(bpf),
+    SCMP_SYS(chroot),
+    SCMP_SYS(clone),
+    SCMP_SYS(clone3),
+    SCMP_SYS(connect),
+    SCMP_SYS(execve),
+    SCMP_SYS(execveat),
+    SCMP_SYS(fork),
+    SCMP_SYS(fsopen),
+    SCMP_SYS(init_module),
+    SCMP_SYS(io_uring_setup),
+    SCMP_SYS(keyctl),
+    SCMP_SYS(kill),
+    SCMP_SYS(mount),
+    SCMP_SYS(move_mount),
+    SCMP_SYS(open_by_handle_at),
+    SCMP_SYS(open_tree),
+    SCMP_SYS(perf_event_open),
+    SCMP_SYS(pivot_root),
+    SCMP_SYS(process_vm_readv),
+    SCMP_SYS(process_vm_writev),
+    SCMP_SYS(ptrace),
+    SCMP_SYS(setns),
+    SCMP_SYS(socket),
+    SCMP_SYS(tkill),
+    SCMP_SYS(umount2),
+    SCMP_SYS(unshare),
+    SCMP_SYS(userfaultfd),
     SCMP_SYS(vfork),
 };
 
@@ -212,8 +249,7 @@ static int filter_fill(scmp_filter_ctx filter, bool writer)
     const struct scmp_arg_cmp no_code = SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0);
     const struct scmp_arg_cmp fifo = SCMP_A2(SCMP_CMP_MASKED_EQ, S_IFMT, S_IFIFO);
     if ((r = seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, SCMP_SYS(mmap), 1, &no_code)) < 0 ||
-        (r = seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, SCMP_SYS(mprotect), 1,
-                                    &no_code)) < 0)
+        (r = seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, SCMP_SYS(mprotect), 1, &no_code)) < 0)
         return r;
     if (writer)
         r = seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, SCMP_SYS(mknodat), 1, &fifo);

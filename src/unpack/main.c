@@ -88,18 +88,18 @@ static int option_take(struct options *o, int option, const char *value)
 static int options_parse(struct options *o, int argc, char **argv)
 {
     static const struct option known[] = {
-        { "out-fd", required_argument, NULL, 'o' },
-        { "in-fd", required_argument, NULL, 'i' },
-        { "report-fd", required_argument, NULL, 'r' },
-        { "squash", no_argument, NULL, 's' },
-        { "progress", no_argument, NULL, 'p' },
-        { "max-bytes", required_argument, NULL, 'b' },
-        { "max-files", required_argument, NULL, 'f' },
-        { "opaque", required_argument, NULL, 'q' },
-        { 0 },
+        {"out-fd", required_argument, NULL, 'o'},
+        {"in-fd", required_argument, NULL, 'i'},
+        {"report-fd", required_argument, NULL, 'r'},
+        {"squash", no_argument, NULL, 's'},
+        {"progress", no_argument, NULL, 'p'},
+        {"max-bytes", required_argument, NULL, 'b'},
+        {"max-files", required_argument, NULL, 'f'},
+        {"opaque", required_argument, NULL, 'q'},
+        {0},
     };
     int option;
-    *o = (struct options){ .out_fd = -1, .in_fd = -1, .report_fd = -1 };
+    *o = (struct options){.out_fd = -1, .in_fd = -1, .report_fd = -1};
     while ((option = getopt_long(argc, argv, "", known, NULL)) != -1)
         if (option_take(o, option, optarg) < 0)
             return -1;
@@ -115,7 +115,7 @@ static void line_write(int fd, const char *line)
         if (n < 0 && errno != EAGAIN)
             return;
         if (n < 0) {
-            struct pollfd p = { .fd = fd, .events = POLLOUT };
+            struct pollfd p = {.fd = fd, .events = POLLOUT};
             (void)poll(&p, 1, -1);
             continue;
         }
@@ -169,7 +169,7 @@ static void libraries_warm(void)
 static int unpack(const struct options *o, struct bough_source *source, struct bough_extract *how,
                   struct bough_err *err)
 {
-    struct progress progress = { .source = source };
+    struct progress progress = {.source = source};
     struct bough_jail jail;
     libraries_warm();
     if (bough_jail_enter(&jail, err) < 0)
@@ -194,8 +194,8 @@ static int unpack(const struct options *o, struct bough_source *source, struct b
 int main(int argc, char **argv)
 {
     struct options o;
-    struct bough_err err = { .kind = BOUGH_ERR_io };
-    struct bough_source source = { .fd = -1, .pidfd = -1 };
+    struct bough_err err = {.kind = BOUGH_ERR_io};
+    struct bough_source source = {.fd = -1, .pidfd = -1};
     struct bough_extract how;
     if (options_parse(&o, argc, argv) < 0) {
         fputs("usage: bough-unpack --out-fd N --in-fd N --report-fd N [--squash] [--progress] "

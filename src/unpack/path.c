@@ -59,7 +59,7 @@ static size_t utf8_length(const unsigned char *s)
             return 0;
         code = code << 6 | (s[i] & 0x3fu);
     }
-    static const unsigned long least[] = { 0, 0, 0xa0, 0x800, 0x10000 };
+    static const unsigned long least[] = {0, 0, 0xa0, 0x800, 0x10000};
     bool surrogate = code >= 0xd800 && code <= 0xdfff;
     bool reorders = (code >= 0x200e && code <= 0x200f) || (code >= 0x2028 && code <= 0x202e) ||
                     (code >= 0x2066 && code <= 0x2069);

@@ -43,7 +43,7 @@ void bough_place_close(struct bough_place *place)
  * before the culprit are real directories. Changes `path`, but puts it back. */
 static int culprit_name(struct bough_place *place, char *path, int sys, struct bough_err *err)
 {
-    for (char *end = path; end; ) {
+    for (char *end = path; end;) {
         char quoted[BOUGH_QUOTE_MAX], linked[BOUGH_QUOTE_MAX], target[256];
         struct stat st;
         end = strchr(*end == '/' ? end + 1 : end, '/');
@@ -56,9 +56,8 @@ static int culprit_name(struct bough_place *place, char *path, int sys, struct b
             *end = '/';
         if (n >= 0) {
             target[n] = '\0';
-            return bough_err_set(err, BOUGH_ERR_invalid,
-                                 "leads through the symbolic link %s -> %s", quoted,
-                                 bough_path_quote(linked, target));
+            return bough_err_set(err, BOUGH_ERR_invalid, "leads through the symbolic link %s -> %s",
+                                 quoted, bough_path_quote(linked, target));
         }
         if (known && !S_ISDIR(st.st_mode))
             return bough_err_set(err, BOUGH_ERR_invalid, "lies below %s, which is no directory",
@@ -170,15 +169,14 @@ static int late_compare(const void *left, const void *right)
 static int late_apply(struct bough_place *place, const struct bough_place_late *late,
                       struct bough_err *err)
 {
-    BOUGH_CLEANUP_FD int dir =
-        dir_open(place->root, *late->path ? late->path : ".", O_RDONLY);
+    BOUGH_CLEANUP_FD int dir = dir_open(place->root, *late->path ? late->path : ".", O_RDONLY);
     if (dir < 0) {
         /* a later entry has taken its place */
         if (errno == ENOENT || errno == ENOTDIR || errno == ELOOP)
             return 0;
         return bough_err_sys(err, errno, "open directory");
     }
-    const struct timespec times[2] = { { .tv_nsec = UTIME_OMIT }, late->mtime };
+    const struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, late->mtime};
     if (fchmod(dir, late->mode) < 0)
         return bough_err_sys(err, errno, "set mode");
     if (late->mtime.tv_nsec != UTIME_OMIT && futimens(dir, times) < 0)

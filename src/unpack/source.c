@@ -28,12 +28,12 @@ static enum bough_codec codec_of(const char *head, size_t len)
         unsigned len;
         char magic[6];
     } codecs[] = {
-        { BOUGH_CODEC_GZIP, 2, "\x1f\x8b" },
-        { BOUGH_CODEC_BZIP2, 3, "BZh" },
-        { BOUGH_CODEC_XZ, 6, { '\xfd', '7', 'z', 'X', 'Z', '\0' } },
-        { BOUGH_CODEC_ZSTD, 4, "\x28\xb5\x2f\xfd" },
-        { BOUGH_CODEC_LZ4, 4, "\x04\x22\x4d\x18" },
-        { BOUGH_CODEC_LZ4, 4, "\x02\x21\x4c\x18" },
+        {BOUGH_CODEC_GZIP, 2, "\x1f\x8b"},
+        {BOUGH_CODEC_BZIP2, 3, "BZh"},
+        {BOUGH_CODEC_XZ, 6, {'\xfd', '7', 'z', 'X', 'Z', '\0'}},
+        {BOUGH_CODEC_ZSTD, 4, "\x28\xb5\x2f\xfd"},
+        {BOUGH_CODEC_LZ4, 4, "\x04\x22\x4d\x18"},
+        {BOUGH_CODEC_LZ4, 4, "\x02\x21\x4c\x18"},
     };
     /* the first file of a plain archive may well be called "BZh" */
     if (len >= TAR_MAGIC_AT + 5 && !memcmp(head + TAR_MAGIC_AT, "ustar", 5))
@@ -46,13 +46,13 @@ static enum bough_codec codec_of(const char *head, size_t len)
 
 int bough_source_open(struct bough_source *source, int fd, struct bough_err *err)
 {
-    *source = (struct bough_source){ .fd = fd, .pidfd = -1 };
+    *source = (struct bough_source){.fd = fd, .pidfd = -1};
     source->buffer = malloc(BUFFER_BYTES);
     if (!source->buffer)
         return bough_err_set(err, BOUGH_ERR_resource, "out of memory");
     while (source->peeked < 512) {
-        ssize_t n = bough_read_wait(fd, source->buffer + source->peeked,
-                                    BUFFER_BYTES - source->peeked);
+        ssize_t n =
+            bough_read_wait(fd, source->buffer + source->peeked, BUFFER_BYTES - source->peeked);
         if (n < 0)
             return bough_err_sys(err, errno, "read the archive");
         if (n == 0)
@@ -68,7 +68,7 @@ __attribute__((noreturn)) static void decoder_main(struct bough_source *source, 
                                                    pid_t parent)
 {
     struct bough_decoded *decoded = source->decoded;
-    struct bough_err err = { .kind = BOUGH_ERR_io };
+    struct bough_err err = {.kind = BOUGH_ERR_io};
     int r = -1;
     close(BOUGH_JAIL_OUT);
     close(BOUGH_JAIL_REPORT);
@@ -77,8 +77,8 @@ __attribute__((noreturn)) static void decoder_main(struct bough_source *source, 
     else if (getppid() != parent)
         _exit(1);
     else if (bough_jail_seal_decoder(&err) == 0)
-        r = bough_decode(source->codec, source->buffer, source->peeked, source->fd, out_fd,
-                         decoded, &err);
+        r = bough_decode(source->codec, source->buffer, source->peeked, source->fd, out_fd, decoded,
+                         &err);
     if (r < 0) {
         decoded->err = err;
         decoded->failed = 1;
