@@ -1,4 +1,4 @@
--- Tasks of ours inside a cqueues program. Anything that answers pollfd, events and timeout can be polled there.
+-- Tasks of ours inside a cqueues program, which polls anything that answers pollfd, events and timeout.
 
 local cqueues = require "cqueues"
 local bough = require "bough"

@@ -76,7 +76,7 @@ local function make(path)
   if not ok then
     local why -- the first error is the cause of the others
     for line in io.lines(work .. "/log") do
-      why = why or line:match "^E: (.*)" or line:match "^Err:.*"
+      why = why or line:match "^[EW]: (Failed to fetch.*)" or line:match "^E: (.*)"
     end
     fail(("mmdebstrap for %s: %s"):format(suite, why or "it did not end within 600 s"))
   end

@@ -1,0 +1,161 @@
+/* llook.c - looking into an image: its stack from the store, a file or a list from the keeper. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "entry.h"
+#include "lask.h"
+#include "sys.h"
+
+static void work_stack(struct bough_job *job)
+{
+    struct bough_question *q = (struct bough_question *)job;
+    q->rc = bough_store_get(q->engine->store, q->ref, &q->image, &q->err);
+    if (q->rc == 0)
+        q->rc = bough_err_set(&q->err, BOUGH_ERR_not_found,
+                              "image %s: it is not in the store (any more)", q->ref);
+    if (q->rc == 1) {
+        q->stack_count = bough_store_stack(q->engine->store, q->image.layer, &q->stack, &q->err);
+        q->rc = q->stack_count < 0 ? -1 : 0;
+    }
+}
+
+/* Reads the descriptor to its end, off the loop's thread: it may be a file of any size on a slow disk. */
+static void work_slurp(struct bough_job *job)
+{
+    struct bough_question *q = (struct bough_question *)job;
+    struct stat st;
+    if (fstat(q->fd, &st) < 0) {
+        q->rc = bough_err_sys(&q->err, errno, "%s", q->path);
+        return;
+    }
+    size_t room = (size_t)st.st_size + 1;
+    q->data = malloc(room);
+    while (q->data) {
+        if (q->size == room) {
+            char *grown = realloc(q->data, room *= 2);
+            if (!grown)
+                break;
+            q->data = grown;
+        }
+        ssize_t n = BOUGH_RETRY(pread(q->fd, q->data + q->size, room - q->size, (off_t)q->size));
+        if (n < 0)
+            q->rc = bough_err_sys(&q->err, errno, "%s", q->path);
+        if (n <= 0)
+            return;
+        q->size += (size_t)n;
+    }
+    q->rc = bough_err_sys(&q->err, ENOMEM, "%s", q->path);
+}
+
+static bool heard_fd(void *arg, struct bough_message *msg, const struct bough_err *err)
+{
+    struct bough_question *q = arg;
+    if (!msg || msg->fd_count < 1) {
+        q->rc = -1;
+        if (!msg)
+            q->err = *err;
+        else
+            bough_err_set(&q->err, BOUGH_ERR_protocol, "keeper: an answer without its file");
+        bough_question_answered(q);
+        return false;
+    }
+    q->fd = bough_steal_fd(&msg->fds[0]);
+    bough_job_start(q->engine, &q->job, work_slurp, bough_question_after);
+    return false;
+}
+
+static void stack_known(struct bough_job *job)
+{
+    struct bough_question *q = (struct bough_question *)job;
+    if (q->rc < 0) {
+        bough_question_answered(q);
+        return;
+    }
+    struct bough_wbuf body = {0};
+    bough_stack_put(&body, q->stack, q->stack_count);
+    bough_put_str(&body, q->path);
+    if (bough_client_ask(q->engine->client, q->request, &body, NULL, 0, heard_fd, q, &q->err) < 0) {
+        q->rc = -1;
+        bough_question_answered(q);
+    }
+    bough_wbuf_free(&body);
+    bough_engine_kick(q->engine);
+}
+
+static struct bough_question *ask_inside(lua_State *L, const char *op, enum bough_msg request)
+{
+    struct bough_question *q = bough_question_ask(L, op);
+    q->ref = bough_arg_copy(L, 2);
+    size_t size;
+    const char *path = luaL_checklstring(L, 3, &size);
+    if (strlen(path) != size)
+        bough_lerr(L, BOUGH_ERR_invalid, op, "the path holds a NUL byte");
+    q->path = bough_arg_copy(L, 3);
+    q->request = request;
+    q->refs++;
+    bough_job_start(q->engine, &q->job, work_stack, stack_known);
+    return q;
+}
+
+static int read_k(lua_State *L, int status, lua_KContext ctx)
+{
+    (void)status;
+    (void)ctx;
+    struct bough_question *q = bough_question_top(L);
+    BOUGH_NOT_YET(L, q, read_k);
+    lua_pushlstring(L, q->data, q->size);
+    return 1;
+}
+
+int bough_ask_read(lua_State *L)
+{
+    ask_inside(L, "read", BOUGH_MSG_OPEN);
+    return read_k(L, LUA_OK, 0);
+}
+
+static void push_entry(lua_State *L, const struct bough_entry *e)
+{
+    lua_createtable(L, 0, 10);
+    lua_pushlstring(L, e->name, e->name_len);
+    lua_setfield(L, -2, "name");
+    lua_pushstring(L, bough_entry_kind(e));
+    lua_setfield(L, -2, "kind");
+    bough_set_integer(L, "size", (lua_Integer)e->size);
+    bough_set_integer(L, "mode", e->mode & 07777);
+    bough_set_integer(L, "uid", e->uid);
+    bough_set_integer(L, "gid", e->gid);
+    bough_set_integer(L, "nlink", (lua_Integer)e->nlink);
+    bough_set_number(L, "mtime", (double)e->mtime_sec + e->mtime_nsec / 1e9);
+    if (e->target_len) {
+        lua_pushlstring(L, e->target, e->target_len);
+        lua_setfield(L, -2, "symlink_to");
+    }
+}
+
+static int list_dir_k(lua_State *L, int status, lua_KContext ctx)
+{
+    (void)status;
+    (void)ctx;
+    struct bough_question *q = bough_question_top(L);
+    BOUGH_NOT_YET(L, q, list_dir_k);
+    const char *at = q->data;
+    struct bough_entry e;
+    int rc;
+    lua_newtable(L);
+    for (lua_Integer i = 1; (rc = bough_list_next(&at, q->data + q->size, &e)) == 1; i++) {
+        push_entry(L, &e);
+        lua_rawseti(L, -2, i);
+    }
+    if (rc < 0)
+        return bough_lerr(L, BOUGH_ERR_protocol, "ls", "the keeper's list is damaged");
+    return 1;
+}
+
+int bough_ask_list_dir(lua_State *L)
+{
+    ask_inside(L, "ls", BOUGH_MSG_LIST);
+    return list_dir_k(L, LUA_OK, 0);
+}
