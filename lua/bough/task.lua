@@ -214,6 +214,13 @@ local function start_all(group, list, count, limit)
   return start, position
 end
 
+-- A second table is a habit from elsewhere, and would be passed over in silence.
+local function one_table(op, ...)
+  if select("#", ...) > 0 then
+    fail("invalid", op, "takes one table: options go beside the functions, %s{ f, g, limit = 2 }", op)
+  end
+end
+
 ---@class bough.outcome
 ---@field ok boolean
 ---@field value any first result
@@ -224,7 +231,8 @@ end
 ---@param list { [integer]: function|bough.task, n: integer?, limit: integer?, settle: boolean? }
 --- `limit`: so many at a time; `settle`: no error is raised, the results are `bough.outcome`s
 ---@return any[] results with field `n`
-function M.all(list)
+function M.all(list, ...)
+  one_table("all", ...)
   local count, limit = check("all", list, { limit = true, settle = true })
   local group <close> = new_scope()
   local start, position = start_all(group, list, count, limit)
@@ -247,7 +255,8 @@ end
 --- when the others have been cancelled and joined. Waits.
 ---@param list (function|bough.task)[]
 ---@return any ...
-function M.race(list)
+function M.race(list, ...)
+  one_table("race", ...)
   local count, limit = check("race", list, {})
   if count == 0 then fail("invalid", "race", "nobody takes part") end
   local winner
@@ -270,7 +279,8 @@ end
 ---     for i, value, err in bough.completed { f, g } do ... end
 ---@param list { [integer]: function|bough.task, n: integer?, limit: integer? }
 ---@return fun(): integer?, any, any position, first result, error
-function M.completed(list)
+function M.completed(list, ...)
+  one_table("completed", ...)
   local count, limit = check("completed", list, { limit = true })
   local group = new_scope()
   local start, position = start_all(group, list, count, limit)

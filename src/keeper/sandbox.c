@@ -12,6 +12,8 @@
 #include "../sys.h"
 #include "tree.h"
 
+/* Blanks on order at the nursery. */
+#define MAKING_MAX 4
 /* How long an init may take to kill its processes and report before it is killed itself. Writing out a
  * large layer counts, so this is generous. */
 #define KILL_GRACE_NS (30 * 1000000000LL)
@@ -63,7 +65,12 @@ static void order_blank(struct bough_keep *keep, bool host_network)
 
 void bough_keep_order(struct bough_keep *keep)
 {
-    while (!keep->failing && keep->blanks + keep->making < keep->spare)
+    int room = keep->running_max - keep->running;
+    int wanted = keep->spare + (keep->waiting < room ? keep->waiting : room);
+    /* A few at a time: the nursery makes one after the other anyway, and runs that end meanwhile hand
+     * their networks on. */
+    while ((!keep->failing || keep->waiting > 0) && keep->making < MAKING_MAX &&
+           keep->blanks + keep->making < wanted)
         order_blank(keep, false);
 }
 
@@ -83,8 +90,11 @@ static void box_free(struct bough_keep *keep, struct bough_sandbox *box)
     free(box);
 }
 
-static void pending_free(struct bough_pending *run)
+/* Out of the queue for good. */
+static void pending_free(struct bough_keep *keep, struct bough_pending *run)
 {
+    if (!run->host_network)
+        keep->waiting--;
     bough_msg_clear(&run->msg);
     free(run->stack);
     free(run);
@@ -129,7 +139,7 @@ static void assign(struct bough_keep *keep, struct bough_sandbox *box, struct bo
         box->answered = true;
         kill(box->pid, SIGKILL);
     }
-    pending_free(run);
+    pending_free(keep, run);
 }
 
 static struct bough_sandbox *find_blank(struct bough_keep *keep, bool host_network)
@@ -184,13 +194,10 @@ void bough_keep_run(struct bough_keep *keep, struct bough_message *msg)
     bough_plan_clear(&plan);
     *keep->pending_tail = run;
     keep->pending_tail = &run->next;
-    /* Blanks on order cover those who came before. */
-    int waiting = 0;
-    for (struct bough_pending *p = keep->pending; p; p = p->next)
-        waiting++;
-    if (run->host_network ||
-        (waiting > keep->blanks + keep->making && keep->running < keep->running_max))
-        order_blank(keep, run->host_network);
+    if (run->host_network)
+        order_blank(keep, true);
+    else
+        keep->waiting++;
     serve_pending(keep);
 }
 
@@ -215,7 +222,7 @@ void bough_keep_kill(struct bough_keep *keep, int64_t id)
         struct bough_err err;
         bough_err_set(&err, BOUGH_ERR_cancelled, "killed before it started");
         bough_keep_fail(keep->host, id, &err);
-        pending_free(run);
+        pending_free(keep, run);
         return;
     }
     for (struct bough_sandbox *b = keep->all; b; b = b->next)
@@ -232,7 +239,7 @@ static void blank_failed(struct bough_keep *keep, const struct bough_err *err)
         struct bough_pending *run = keep->pending;
         keep->pending = run->next;
         bough_keep_fail(keep->host, run->msg.id, err);
-        pending_free(run);
+        pending_free(keep, run);
     }
     keep->pending_tail = &keep->pending;
 }
