@@ -1298,7 +1298,7 @@ static int compare_ns(const void *a, const void *b)
 
 static void bench(bool background)
 {
-    enum { COUNT = 5000 };
+    enum { COUNT = 5000, MIDDLE = COUNT / 2, LATE = COUNT * 99 / 100 };
     static int64_t times[COUNT];
     struct bough_store *s = open_store(fresh_home());
     struct bough_image base, next;
@@ -1323,8 +1323,7 @@ static void bench(bool background)
     qsort(times, COUNT, sizeof *times, compare_ns);
     printf("# commit, checkpoints %s: mean %.1f us, median %.1f, 99%% %.1f, worst %.1f\n",
            background ? "apart" : "inside", (double)total / COUNT / 1e3,
-           (double)times[COUNT / 2] / 1e3, (double)times[COUNT * 99 / 100] / 1e3,
-           (double)times[COUNT - 1] / 1e3);
+           (double)times[MIDDLE] / 1e3, (double)times[LATE] / 1e3, (double)times[COUNT - 1] / 1e3);
     int64_t start = bough_now_ns();
     for (int i = 0; i < COUNT; i++)
         found(s, base.uuid);
