@@ -1,7 +1,6 @@
 --- Bringing images in: whole trees come whole, and what is hostile, broken or missing leaves nothing behind.
 
 local bough = require "bough"
-local core = require "bough.core"
 local lfs = require "lfs"
 local raises = require "spec.support.raises"
 local scratch = require "spec.support.scratch"
@@ -269,17 +268,17 @@ describe("images:import", function()
       refused("resource", dir .. "/bomb.tar.zst", "bomb")
     end)
 
-    it("that holds more than the limit is stopped", function()
-      local driver <close> = core.open_local { home = home }
+    it("that holds more than max_bytes is stopped", function()
       local path = scratch.file(tar.archive {
         { name = "a", data = ("x"):rep(300000) }, { name = "b", data = ("x"):rep(800000) },
       })
-      local problem = raises("resource", driver.import, driver, "archive", path, { max_bytes = 1000000 })
+      local problem = raises("resource", box.images.import, box.images, path, { max_bytes = 1000000 })
       assert.match('"b".*1000000', tostring(problem))
       local dir = path:match "^(.*)/"
-      problem = raises("resource", driver.import, driver, "directory", dir, { max_bytes = 1000000 })
+      problem = raises("resource", box.images.import, box.images, dir, { max_bytes = "1M" })
       assert.match("larger than", tostring(problem))
-      end)
+      raises("invalid", box.images.import, box.images, dir, { max_bytes = "much" })
+    end)
 
     it("with control characters in its names gives one line that can be printed", function()
       refused_archive("invalid", { { name = "../\27[2J\nfake: line", data = "1" } }, "\\x1b")

@@ -186,12 +186,13 @@ end
 --- Brings an image in: `"busybox"` (the machine's own), a directory, or a root file system as a tarball
 --- (plain, gzip, xz, zstd). Waits. Raises `not_found` naming what is missing, `corrupt` for a bad archive.
 ---@param source string
----@param opts { tag: string? }?
+---@param opts { tag: string?, max_bytes: (integer|string)? }? max_bytes: larger trees raise `resource`
 ---@return bough.image
 function methods:import(source, opts)
   local context = context_of(self, "import")
-  opts = errors.check_keys("import", opts, { "tag" })
+  opts = errors.check_keys("import", opts, { "tag", "max_bytes" })
   local tag = check.tag(opts.tag, "import")
+  local most = opts.max_bytes ~= nil and check.size(opts.max_bytes, "import", "max_bytes", 1) or nil
   if type(source) ~= "string" or source == "" or source:find("\0", 1, true) then
     raise("invalid", "import", 'expected "busybox" or a path, got %s', quote(source))
   end
@@ -214,7 +215,7 @@ function methods:import(source, opts)
     error(errors.new(trouble, "import", { errno = number, cause = message }, "%s: %s", quote(source),
       reason), 0)
   end
-  return image.new(context, handle:import(kind, source, { tag = tag }))
+  return image.new(context, handle:import(kind, source, { tag = tag, max_bytes = most }))
 end
 
 --- The image to start from: a tag or uuid that is here; `"busybox"`, built on first use from the

@@ -10,6 +10,7 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "../sys.h"
@@ -115,6 +116,20 @@ static bool own_dir(const char *controller, char *dir, char *point)
     return len > 0 && len < PATH_MAX;
 }
 
+/* The kernel lets go of a group a moment after its last process: for so long it is busy. */
+static int remove_group(int parent, const char *name)
+{
+    struct timespec moment = {.tv_nsec = 2000000};
+    for (int tries = 0; tries < 250; tries++) {
+        if (unlinkat(parent, name, AT_REMOVEDIR) == 0)
+            return 0;
+        if (errno != EBUSY)
+            break;
+        nanosleep(&moment, NULL);
+    }
+    return -1;
+}
+
 static void sweep_stale(int parent)
 {
     DIR *d = fdopendir(openat(parent, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
@@ -131,10 +146,10 @@ static void sweep_stale(int parent)
         struct dirent *g;
         while (in && (g = readdir(in)) != NULL)
             if (g->d_type == DT_DIR && g->d_name[0] != '.')
-                unlinkat(fd, g->d_name, AT_REMOVEDIR);
+                remove_group(fd, g->d_name);
         if (in)
             closedir(in);
-        unlinkat(parent, e->d_name, AT_REMOVEDIR);
+        remove_group(parent, e->d_name);
     }
     closedir(d);
 }
@@ -275,7 +290,7 @@ void bough_cgroups_close(struct bough_cgroups *groups)
 {
     for (int i = 0; i < BOUGH_CONTROLLERS; i++)
         if (groups->parents[i] >= 0)
-            unlinkat(groups->parents[i], groups->name, AT_REMOVEDIR);
+            remove_group(groups->parents[i], groups->name);
     for (int i = 0; i < BOUGH_CONTROLLERS; i++) {
         bough_fd_close(&groups->dirs[i]);
         bough_fd_close(&groups->parents[i]);

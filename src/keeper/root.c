@@ -430,11 +430,11 @@ static bool is_untouched(const struct bough_root *root)
     return count == 0;
 }
 
-/* Makes the sandbox's /dev/shm the root, so that the overlay is gone when we say so: an upper layer still
+/* Makes the sandbox's /dev/mqueue the root, so that the overlay is gone when we say so: an upper layer still
  * mounted is no good lower one. Nobody else is left to notice. */
 static int leave_image(struct bough_err *err)
 {
-    if (chdir("/dev/shm") < 0 || syscall(SYS_pivot_root, ".", ".") < 0 ||
+    if (chdir("/dev/mqueue") < 0 || syscall(SYS_pivot_root, ".", ".") < 0 ||
         umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
         return fail(err, "sandbox:", "leaving the image");
     return 0;
@@ -473,7 +473,8 @@ int bough_root_seal(struct bough_root *root, bool keep, int *spare, struct bough
     struct bough_tree_size size = {0};
     char name[64];
     snprintf(name, sizeof name, "%lld/fs", (long long)root->layer);
-    if (leave_image(err) < 0 || (root->in_memory && copy_out(root, err) < 0) ||
+    /* A copy has nothing to do with the overlay that it was made from. */
+    if ((root->in_memory ? copy_out(root, err) : leave_image(err)) < 0 ||
         bough_tree_measure(root->owner_fd, name, &size, err) < 0)
         return -1;
     ending->bytes = size.bytes;
