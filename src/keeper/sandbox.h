@@ -22,7 +22,7 @@ struct bough_keep {
     int spare;       /* blanks to keep ready */
     int running_max; /* runs beyond this many wait their turn */
     int making, blanks, running;
-    int waiting;     /* runs that wait for a blank with a network namespace of its own */
+    int waiting;  /* runs that wait for a blank with a network namespace of its own */
     bool failing; /* the last blank could not be made: none is ordered ahead of need */
     struct bough_pool pool;
     int networks[BOUGH_POOL_MAX]; /* namespaces that no packet has crossed */
