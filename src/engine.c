@@ -21,11 +21,11 @@ static void free_handle(uv_handle_t *handle)
 
 static void stop_polling(struct bough_engine *engine)
 {
-    if (engine->poll) {
+    if (engine->poll && !uv_is_closing((uv_handle_t *)engine->poll)) {
         uv_poll_stop(engine->poll);
         uv_close((uv_handle_t *)engine->poll, free_handle);
-        engine->poll = NULL;
     }
+    engine->poll = NULL;
 }
 
 void bough_engine_unref(struct bough_engine *engine)
@@ -54,6 +54,8 @@ static void job_work(uv_work_t *req)
     job->work(job);
 }
 
+static void say_bye(struct bough_engine *engine);
+
 static void job_after(uv_work_t *req, int status)
 {
     struct bough_job *job = (struct bough_job *)req;
@@ -61,8 +63,11 @@ static void job_after(uv_work_t *req, int status)
     (void)status;
     engine->busy--;
     job->after(job);
-    if (engine->closed)
+    if (engine->closed) {
+        if (engine->busy == 0)
+            say_bye(engine);
         bough_cond_fire(&engine->changed);
+    }
     bough_engine_unref(engine);
 }
 
@@ -97,7 +102,7 @@ static void on_socket(uv_poll_t *poll, int status, int events)
 
 void bough_engine_kick(struct bough_engine *engine)
 {
-    if (!engine->poll)
+    if (!engine->poll || uv_is_closing((uv_handle_t *)engine->poll))
         return;
     /* An engine that nobody waits for does not keep the loop alive: so a wait that nothing can end is found out. */
     if (bough_client_outstanding(engine->client) > 0 || engine->closed)
@@ -194,11 +199,11 @@ static bool on_bye(void *arg, struct bough_message *msg, const struct bough_err 
     return false;
 }
 
-void bough_engine_close(struct bough_engine *engine)
+static void say_bye(struct bough_engine *engine)
 {
-    if (engine->closed)
+    if (engine->said_bye)
         return;
-    engine->closed = true;
+    engine->said_bye = true;
     if (engine->gone ||
         bough_client_ask(engine->client, BOUGH_MSG_BYE, NULL, NULL, 0, on_bye, engine, NULL) < 0) {
         engine->gone = true;
@@ -206,6 +211,18 @@ void bough_engine_close(struct bough_engine *engine)
         return;
     }
     bough_engine_kick(engine);
+}
+
+/* A keeper that is told to end removes what is in the making, so jobs that are about to give a layer its
+ * name come first. What ends afterwards finds the engine closed and makes no image. */
+void bough_engine_close(struct bough_engine *engine)
+{
+    if (engine->closed)
+        return;
+    engine->closed = true;
+    bough_engine_kick(engine);
+    if (engine->busy == 0)
+        say_bye(engine);
 }
 
 /* --- housekeeping --------------------------------------------------------------------------------- */

@@ -24,6 +24,7 @@ struct bough_engine {
     struct bough_client *client;
     uv_poll_t *poll;           /* on the keeper's socket */
     bool closed;               /* no new requests */
+    bool said_bye;             /* the keeper has been told */
     bool said_hello, gone;     /* of the keeper */
     struct bough_err failure;  /* why it never said hello */
     struct bough_cond changed; /* fires on hello and on the keeper's end */

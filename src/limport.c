@@ -34,6 +34,12 @@ static void import_committed(struct bough_job *job)
 static bool heard_import(void *arg, struct bough_message *msg, const struct bough_err *err)
 {
     struct bough_question *q = arg;
+    struct bough_err closed;
+    if (msg && q->engine->closed) {
+        bough_err_set(&closed, BOUGH_ERR_closed, "the engine was closed");
+        err = &closed;
+        msg = NULL;
+    }
     if (!msg) {
         q->rc = -1;
         q->err = *err;

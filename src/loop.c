@@ -121,6 +121,9 @@ void bough_loop_free(struct bough_loop *loop)
         return;
     timer_list_close(loop->armed);
     timer_list_close(loop->spare);
+    /* Work on libuv's threads ends by itself, soon; its callbacks want their handles as they were. */
+    while (loop->uv.active_reqs.count > 0)
+        uv_run(&loop->uv, UV_RUN_ONCE);
     uv_walk(&loop->uv, handle_close, NULL);
     while (uv_run(&loop->uv, UV_RUN_DEFAULT) != 0)
         ;

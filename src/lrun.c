@@ -78,6 +78,7 @@ static bool has_work(const struct bough_run *run)
 static int rethrow(lua_State *L, struct lrun *l)
 {
     l->serving = false;
+    bough_cond_fire(&l->run->changed);
     bough_run_close(l->run);
     return lua_error(L);
 }
@@ -110,6 +111,7 @@ static int called_k(lua_State *L, int status, lua_KContext ctx)
     }
     lua_settop(L, 1);
     l->serving = false;
+    bough_cond_fire(&l->run->changed); /* for others who wait */
     return wait_k(L, LUA_OK, 0);
 }
 

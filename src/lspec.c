@@ -219,7 +219,7 @@ static void read_input(lua_State *L, int spec, struct bough_run *run)
     } else if (lua_istable(L, -1) && lua_getfield(L, -1, "path") == LUA_TSTRING) {
         const char *path = lua_tostring(L, -1);
         in->source = BOUGH_SOURCE_FD;
-        in->source_fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+        in->source_fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
         if (in->source_fd < 0) {
             struct bough_err err;
             bough_err_sys(&err, errno, "stdin %s", path);

@@ -179,6 +179,19 @@ static void fill_result(struct bough_run *run)
 static void conclude(struct bough_run *run)
 {
     struct bough_engine *engine = run->engine;
+    struct bough_err trouble;
+    if (engine->closed) {
+        bough_err_set(&trouble, BOUGH_ERR_closed, "the engine was closed");
+        fail(run, &trouble);
+        return;
+    }
+    if (run->in.err.msg[0]) {
+        trouble = run->in.err;
+        if (run->ending.changed)
+            bough_engine_drop_staged(engine, run->layer);
+        fail(run, &trouble);
+        return;
+    }
     for (int i = 0; i < 2; i++) /* of a run that was closed no file is whole */
         if (run->out[i].err.msg[0] || bough_out_settle(&run->out[i], !run->closed) < 0) {
             struct bough_err err = run->out[i].err;
@@ -211,13 +224,11 @@ static void conclude(struct bough_run *run)
     bough_job_start(engine, &j->job, commit, committed);
 }
 
-/* Every writer is gone by now, so the pipes end; only a consumer who is slow can leave something in them,
- * and then its stream's poll goes on. */
 static void on_exited(struct bough_run *run)
 {
     for (int i = 0; i < 2; i++)
-        while (!run->out[i].eof && run->out[i].sink != BOUGH_SINK_TAKE)
-            bough_out_drain(&run->out[i]);
+        if (!run->out[i].eof)
+            bough_out_finish(&run->out[i]);
     conclude(run);
 }
 

@@ -21,11 +21,11 @@ static void free_handle(uv_handle_t *handle)
 
 static void close_poll(uv_poll_t **poll)
 {
-    if (*poll) {
+    if (*poll && !uv_is_closing((uv_handle_t *)*poll)) {
         uv_poll_stop(*poll);
         uv_close((uv_handle_t *)*poll, free_handle);
-        *poll = NULL;
     }
+    *poll = NULL;
 }
 
 static int open_poll(uv_poll_t **poll, struct bough_loop *loop, int fd, void *data,
@@ -63,6 +63,28 @@ static int open_pipe(int ends[2], int ours, struct bough_err *err)
     return 0;
 }
 
+/* write(2) to a pipe without readers raises SIGPIPE, whose disposition is the host's: it is held back for
+ * the time of the call, and taken out of the queue when it was ours. */
+static ssize_t write_quietly(int fd, const char *data, size_t size)
+{
+    sigset_t pipe_only, before, pending;
+    sigemptyset(&pipe_only);
+    sigaddset(&pipe_only, SIGPIPE);
+    sigpending(&pending);
+    bool was_pending = sigismember(&pending, SIGPIPE);
+    pthread_sigmask(SIG_BLOCK, &pipe_only, &before);
+    ssize_t n = BOUGH_RETRY(write(fd, data, size));
+    int sys = errno;
+    if (n < 0 && sys == EPIPE && !was_pending) {
+        struct timespec none = {0};
+        while (sigtimedwait(&pipe_only, NULL, &none) < 0 && errno == EINTR)
+            continue;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    errno = sys;
+    return n;
+}
+
 /* --- output --------------------------------------------------------------------------------------- */
 
 static bool reserve(struct bough_out *out, size_t more)
@@ -83,9 +105,7 @@ static bool reserve(struct bough_out *out, size_t more)
 static void write_sink(struct bough_out *out, const char *data, size_t size)
 {
     while (size > 0 && !out->err.msg[0]) {
-        ssize_t n = write(out->sink_fd, data, size);
-        if (n < 0 && errno == EINTR)
-            continue;
+        ssize_t n = write_quietly(out->sink_fd, data, size);
         if (n < 0 && errno == EAGAIN) {
             /* Somebody's non-blocking terminal or pipe: a short wait is all that keeps the bytes whole. */
             struct pollfd p = {.fd = out->sink_fd, .events = POLLOUT};
@@ -165,6 +185,18 @@ void bough_out_drain(struct bough_out *out)
         bough_cond_fire(out->changed);
 }
 
+void bough_out_finish(struct bough_out *out)
+{
+    char chunk[BOUGH_STREAM_CHUNK];
+    ssize_t n;
+    while (out->fd >= 0 && (n = BOUGH_RETRY(read(out->fd, chunk, sizeof chunk))) > 0)
+        consume(out, chunk, (size_t)n);
+    close_poll(&out->poll);
+    bough_fd_close(&out->fd);
+    out->eof = true;
+    bough_cond_fire(out->changed);
+}
+
 int bough_out_open(struct bough_out *out, struct bough_loop *loop, struct bough_cond *changed,
                    int *theirs, struct bough_err *err)
 {
@@ -219,28 +251,6 @@ void bough_out_close(struct bough_out *out)
 }
 
 /* --- input ---------------------------------------------------------------------------------------- */
-
-/* write(2) to a pipe without readers raises SIGPIPE, whose disposition is the host's: it is held back for
- * the time of the call, and taken out of the queue when it was ours. */
-static ssize_t write_quietly(int fd, const char *data, size_t size)
-{
-    sigset_t pipe_only, before, pending;
-    sigemptyset(&pipe_only);
-    sigaddset(&pipe_only, SIGPIPE);
-    sigpending(&pending);
-    bool was_pending = sigismember(&pending, SIGPIPE);
-    pthread_sigmask(SIG_BLOCK, &pipe_only, &before);
-    ssize_t n = BOUGH_RETRY(write(fd, data, size));
-    int sys = errno;
-    if (n < 0 && sys == EPIPE && !was_pending) {
-        struct timespec none = {0};
-        while (sigtimedwait(&pipe_only, NULL, &none) < 0 && errno == EINTR)
-            continue;
-    }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    errno = sys;
-    return n;
-}
 
 static void finish_input(struct bough_in *in)
 {

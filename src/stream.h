@@ -39,6 +39,9 @@ int bough_out_open(struct bough_out *out, struct bough_loop *loop, struct bough_
                    int *theirs, struct bough_err *err);
 void bough_out_drain(
     struct bough_out *out); /* reads what is there: to the end when no writer is left */
+/* The command is over: takes what is in the pipe (no more than it holds, so a full buffer does not matter)
+ * and closes it, even where somebody outside still has the other end. */
+void bough_out_finish(struct bough_out *out);
 void bough_out_taken(struct bough_out *out); /* the buffer was emptied (SINK_TAKE): read on */
 int bough_out_settle(struct bough_out *out,
                      bool keep); /* renames or removes the temporary file; -1: out->err */

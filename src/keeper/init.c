@@ -182,7 +182,7 @@ static void start_command(struct init *init, struct bough_message *msg)
         give_up(init, &err);
     struct bough_plan *plan = &init->plan;
     int streams = __builtin_popcount((unsigned)plan->streams);
-    if (msg->fd_count < streams) {
+    if (msg->fd_count != streams && msg->fd_count != streams + 2) {
         bough_err_set(&err, BOUGH_ERR_protocol, "plan: its streams are missing");
         give_up(init, &err);
     }
@@ -284,7 +284,7 @@ static _Noreturn void finish(struct init *init)
     /* What another run may use: the overlay when nothing was changed, the network when nothing was sent. */
     int spare, fds[3], count = 0;
     int netns = init->host_network ? -1 : unused_network();
-    if (bough_root_seal(&init->root, init->plan.keep, &spare, e, &err) < 0)
+    if (bough_root_seal(&init->root, init->plan.keep, init->host_network, &spare, e, &err) < 0)
         give_up(init, &err);
     if (spare >= 0) {
         fds[count++] = spare;

@@ -277,7 +277,12 @@ static bool serve_host(struct keeper *k)
 {
     struct bough_message msg;
     struct bough_err err;
-    if (bough_recv(HOST_FD, &msg, &err) <= 0)
+    int rc = bough_recv(HOST_FD, &msg, &err);
+    if (rc < 0 && err.sys == EMFILE) { /* too many at once: this one is refused, the others go on */
+        bough_keep_fail(HOST_FD, msg.id, &err);
+        return true;
+    }
+    if (rc <= 0)
         return false;
     switch (msg.type) {
     case BOUGH_MSG_RUN:
@@ -351,9 +356,10 @@ static void loop(struct keeper *k)
                 reaping = true;
             else if (tag == &k->views)
                 return; /* the host has died */
-            else if (tag == &k->keep.nursery)
-                bough_keep_nursery(&k->keep);
-            else if (tag == &k->site) {
+            else if (tag == &k->keep.nursery) {
+                if (!bough_keep_nursery(&k->keep))
+                    return; /* without blanks there is nothing to keep */
+            } else if (tag == &k->site) {
                 if (!serve_host(k))
                     return;
             } else {

@@ -459,17 +459,20 @@ static int copy_out(struct bough_root *root, struct bough_err *err)
     return 0;
 }
 
-int bough_root_seal(struct bough_root *root, bool keep, int *spare, struct bough_ending *ending,
-                    struct bough_err *err)
+int bough_root_seal(struct bough_root *root, bool keep, bool shared, int *spare,
+                    struct bough_ending *ending, struct bough_err *err)
 {
     bool untouched = is_untouched(root);
     *spare = -1;
     ending->layer = root->layer;
     ending->changed = keep && !untouched;
-    if (untouched && !root->in_memory)
+    if (untouched && !root->in_memory && !shared)
         *spare = bough_open_tree(AT_FDCWD, "/", BOUGH_OPEN_TREE_CLONE);
     if (!ending->changed)
         return 0;
+    if (shared && mount(NULL, "/", NULL, MS_REMOUNT | MS_RDONLY, NULL) < 0)
+        return bough_err_set(err, BOUGH_ERR_busy,
+                             "sandbox: a process outside holds one of its files open for writing");
     struct bough_tree_size size = {0};
     char name[64];
     snprintf(name, sizeof name, "%lld/fs", (long long)root->layer);

@@ -44,10 +44,12 @@ int bough_root_blank(struct bough_root *root, const struct bough_site *site, boo
  * untouched; -1: mount one. */
 void bough_root_reuse(struct bough_root *root, int reused, int upper, int64_t layer);
 int bough_root_enter(struct bough_root *root, const struct bough_plan *plan, struct bough_err *err);
-/* Leaves the image again and fills changed, layer, bytes and files of `ending`. Where the run has touched nothing,
+/* `shared`: with the host's network, descriptors of the image may have been passed to processes outside, which
+ * must not write to what is about to become a layer, nor to what another run would get.
+ * Leaves the image again and fills changed, layer, bytes and files of `ending`. Where the run has touched nothing,
  * *spare becomes a detached mount of the overlay, for another run to use (else -1). */
-int bough_root_seal(struct bough_root *root, bool keep, int *spare, struct bough_ending *ending,
-                    struct bough_err *err);
+int bough_root_seal(struct bough_root *root, bool keep, bool shared, int *spare,
+                    struct bough_ending *ending, struct bough_err *err);
 /* Removes the overlay's directories. */
 void bough_root_tidy(struct bough_root *root);
 

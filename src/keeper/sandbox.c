@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "../sys.h"
@@ -26,6 +27,7 @@ struct bough_sandbox {
     bool ready, host_network, answered, timed_out, killed, grouped, dead;
     bool watch_oom, started;
     int64_t started_ns, deadline_ns, kill_ns; /* 0: none */
+    int64_t layer;                            /* in the making: to be removed when init cannot */
     char group[24];
     int64_t *stack, stack_count; /* of the run, owned; NULL: its overlay is not for keeping */
 };
@@ -35,7 +37,8 @@ struct bough_pending {
     struct bough_message msg;
     struct bough_limits limits;
     int64_t timeout_ms;
-    bool host_network;
+    bool host_network, announce;
+    int64_t layer;
     int64_t *stack, stack_count; /* owned */
 };
 
@@ -53,14 +56,16 @@ void bough_keep_init(struct bough_keep *keep)
     keep->pending_tail = &keep->pending;
 }
 
-static void order_blank(struct bough_keep *keep, bool host_network)
+static bool order_blank(struct bough_keep *keep, bool host_network)
 {
     BOUGH_CLEANUP_FD int netns = -1;
     if (!host_network && keep->network_count > 0)
         netns = keep->networks[--keep->network_count];
-    if (bough_send(keep->nursery, BOUGH_MSG_BLANK, host_network, NULL, &netns, netns >= 0, NULL) ==
+    if (bough_send(keep->nursery, BOUGH_MSG_BLANK, host_network, NULL, &netns, netns >= 0, NULL) <
         0)
-        keep->making++;
+        return false; /* it is dead, which its socket tells as well */
+    keep->making++;
+    return true;
 }
 
 void bough_keep_order(struct bough_keep *keep)
@@ -71,7 +76,8 @@ void bough_keep_order(struct bough_keep *keep)
      * their networks on. */
     while ((!keep->failing || keep->waiting > 0) && keep->making < MAKING_MAX &&
            keep->blanks + keep->making < wanted)
-        order_blank(keep, false);
+        if (!order_blank(keep, false))
+            break;
 }
 
 static void box_free(struct bough_keep *keep, struct bough_sandbox *box)
@@ -126,6 +132,8 @@ static void assign(struct bough_keep *keep, struct bough_sandbox *box, struct bo
             fds[count++] = kept.upper;
         }
         rc = bough_send(box->sock, BOUGH_MSG_RUN, kept.layer, &body, fds, count, &err);
+        box->layer = kept.tree >= 0 ? kept.layer : run->layer;
+        box->started = !run->announce; /* nobody will say */
         bough_pooled_clear(keep->site, &kept, false);
         box->stack = run->stack;
         box->stack_count = run->stack_count;
@@ -182,9 +190,19 @@ void bough_keep_run(struct bough_keep *keep, struct bough_message *msg)
         free(run);
         return;
     }
+    if (msg->fd_count != __builtin_popcount((unsigned)plan.streams)) {
+        bough_err_set(&err, BOUGH_ERR_protocol, "plan: its streams are missing");
+        bough_keep_fail(keep->host, msg->id, &err);
+        bough_msg_clear(msg);
+        bough_plan_clear(&plan);
+        free(run);
+        return;
+    }
     run->msg = *msg;
     run->limits = plan.limits;
     run->timeout_ms = plan.timeout_ms;
+    run->layer = plan.layer;
+    run->announce = plan.announce;
     run->host_network = plan.network == BOUGH_NETWORK_HOST;
     if (plan.limits.disk == 0) {
         run->stack = plan.stack;
@@ -244,16 +262,18 @@ static void blank_failed(struct bough_keep *keep, const struct bough_err *err)
     keep->pending_tail = &keep->pending;
 }
 
-void bough_keep_nursery(struct bough_keep *keep)
+bool bough_keep_nursery(struct bough_keep *keep)
 {
     struct bough_message msg;
     struct bough_err err;
-    if (bough_recv(keep->nursery, &msg, &err) <= 0) {
-        bough_err_set(&err, BOUGH_ERR_io, "keeper: its nursery has ended");
+    int rc = bough_recv(keep->nursery, &msg, &err);
+    if (rc < 0 && err.sys == EMFILE) {
+        keep->making--;
         blank_failed(keep, &err);
-        epoll_ctl(keep->epoll, EPOLL_CTL_DEL, keep->nursery, NULL);
-        return;
+        return true;
     }
+    if (rc <= 0)
+        return false;
     keep->making--;
     if (msg.type == BOUGH_MSG_FAILED) {
         bough_get_err(&msg.body, &err);
@@ -274,6 +294,7 @@ void bough_keep_nursery(struct bough_keep *keep)
         }
     }
     bough_msg_clear(&msg);
+    return true;
 }
 
 static void keep_network(struct bough_keep *keep, int *netns)
@@ -309,7 +330,9 @@ static void forward_ending(struct bough_keep *keep, struct bough_sandbox *box,
         bough_keep_fail(keep->host, box->id, &err);
         return;
     }
-    ending.timed_out = box->timed_out;
+    /* One that ended by itself, while its layer was being measured perhaps, was in time. */
+    int status = (int)ending.status;
+    ending.timed_out = box->timed_out && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
     ending.killed = box->killed;
     ending.oom = box->watch_oom && bough_cgroup_oom(&keep->site->groups, box->group);
     struct bough_wbuf body = {0};
@@ -398,6 +421,18 @@ void bough_keep_init_ready(struct bough_keep *keep, struct bough_sandbox *box)
     }
 }
 
+/* By a child, since it may be much; the keeper's end finds what this misses. */
+static void remove_unfinished(struct bough_keep *keep, int64_t layer)
+{
+    char name[32];
+    if (layer <= 0 || fork() != 0)
+        return;
+    snprintf(name, sizeof name, "w%lld", (long long)layer);
+    bough_tree_remove(keep->site->owner_fd, name, NULL);
+    bough_tree_remove(keep->site->owner_fd, name + 1, NULL);
+    _exit(0);
+}
+
 /* Its init is dead and has not said why. */
 static void speak_for(struct bough_keep *keep, struct bough_sandbox *box)
 {
@@ -438,8 +473,10 @@ bool bough_keep_reaped(struct bough_keep *keep, pid_t pid)
     epoll_ctl(keep->epoll, EPOLL_CTL_DEL, box->sock, NULL);
     while (take_message(keep, box))
         continue;
-    if (!box->answered)
+    if (!box->answered) {
         speak_for(keep, box);
+        remove_unfinished(keep, box->layer);
+    }
     box->dead = true;
     if (box->grouped && !bough_cgroup_remove(&keep->site->groups, box->group)) {
         box->kill_ns =

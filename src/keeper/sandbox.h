@@ -37,7 +37,7 @@ void bough_keep_init(struct bough_keep *keep);
 /* A RUN of the host; takes the message over. */
 void bough_keep_run(struct bough_keep *keep, struct bough_message *msg);
 void bough_keep_kill(struct bough_keep *keep, int64_t id);
-void bough_keep_nursery(struct bough_keep *keep); /* its socket is readable */
+bool bough_keep_nursery(struct bough_keep *keep); /* its socket is readable; false: it is dead */
 void bough_keep_init_ready(struct bough_keep *keep,
                            struct bough_sandbox *box);      /* an init's socket is readable */
 bool bough_keep_reaped(struct bough_keep *keep, pid_t pid); /* false: not a sandbox */

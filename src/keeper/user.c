@@ -72,8 +72,9 @@ static bool find_passwd(const char *who, struct bough_user *user)
     char *cursor = text, *f[7];
     unsigned wanted, id;
     bool by_id = parse_id(who, &wanted), found = false;
-    while (!found && next_record(&cursor, f, 7) == 7) {
-        if (!parse_id(f[2], &id) || (by_id ? id != wanted : strcmp(f[0], who) != 0))
+    int fields;
+    while (!found && (fields = next_record(&cursor, f, 7)) > 0) {
+        if (fields != 7 || !parse_id(f[2], &id) || (by_id ? id != wanted : strcmp(f[0], who) != 0))
             continue;
         found = true;
         user->uid = id;

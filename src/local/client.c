@@ -208,15 +208,20 @@ static void fail_all(struct bough_client *client, enum bough_err_kind kind, cons
             tell_heard(client, client->calls[i]->id, NULL, &err);
 }
 
+static void unsent_free(struct unsent *u)
+{
+    for (int i = 0; i < u->fd_count; i++)
+        close(u->fds[i]);
+    bough_wbuf_free(&u->body);
+    free(u);
+}
+
 static void drop_unsent(struct bough_client *client)
 {
     while (client->unsent) {
         struct unsent *u = client->unsent;
         client->unsent = u->next;
-        for (int i = 0; i < u->fd_count; i++)
-            close(u->fds[i]);
-        bough_wbuf_free(&u->body);
-        free(u);
+        unsent_free(u);
     }
     client->unsent_tail = &client->unsent;
 }
@@ -263,14 +268,17 @@ static int queue(struct bough_client *client, enum bough_msg type, int64_t id,
         memcpy(u->body.data, body->data, body->size);
         u->body.size = u->body.room = body->size;
     }
-    *client->unsent_tail = u;
-    client->unsent_tail = &u->next;
     for (int i = 0; i < fd_count; i++) {
         int fd = fcntl(fds[i], F_DUPFD_CLOEXEC, 3);
-        if (fd < 0)
-            return bough_err_sys(err, errno, "request");
+        if (fd < 0) {
+            bough_err_sys(err, errno, "request");
+            unsent_free(u);
+            return -1;
+        }
         u->fds[u->fd_count++] = fd;
     }
+    *client->unsent_tail = u;
+    client->unsent_tail = &u->next;
     return 0;
 }
 
@@ -332,10 +340,7 @@ static void flush(struct bough_client *client)
         client->unsent = u->next;
         if (!client->unsent)
             client->unsent_tail = &client->unsent;
-        for (int i = 0; i < u->fd_count; i++)
-            close(u->fds[i]);
-        bough_wbuf_free(&u->body);
-        free(u);
+        unsent_free(u);
     }
 }
 
