@@ -178,7 +178,7 @@ asan: ## the tests under the address and undefined-behaviour sanitizers
 
 valgrind: all c-tests ## the C tests under valgrind
 	@$(LUA_ENV) $(LUA) spec/support/run.lua --build $(BUILD) --stages c \
-	  --wrap "valgrind -q --error-exitcode=99 --leak-check=full --show-leak-kinds=definite,indirect" \
+	  --wrap "valgrind -q --error-exitcode=99 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite" \
 	  $(TEST_FLAGS) $(C_TESTS)
 
 # --- looking at the source ---------------------------------------------------------

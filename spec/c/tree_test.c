@@ -485,7 +485,7 @@ int main(void)
     MUST(chmod(scratch, 0755));
     umask(022);
     bool own_mounts = geteuid() == 0 && !unshare(CLONE_NEWNS) &&
-                      !mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL);
+                      !mount("none", "/", "none", MS_REC | MS_PRIVATE, NULL);
     int at = dir_open(AT_FDCWD, scratch);
     random_seed();
     test_remove(at);
