@@ -37,6 +37,10 @@ static inline int bough_steal_fd(int *fd)
 #define BOUGH_CLEANUP_FD __attribute__((cleanup(bough_fd_close)))
 #define BOUGH_CLEANUP_FREE __attribute__((cleanup(bough_ptr_free)))
 
+/* For functions that run on a stack of our own making: the address sanitizer would mark that memory and never
+ * learn that it has gone to somebody else. */
+#define BOUGH_FOREIGN_STACK __attribute__((no_sanitize_address))
+
 /* Repeats a call that a signal interrupted. */
 #define BOUGH_RETRY(call)                              \
     __extension__({                                    \

@@ -208,7 +208,7 @@ local function run_spec(path, where, prefix)
     end
     if opts.preload then
       env[#env + 1] = "LD_PRELOAD=" .. quote(opts.preload)
-      env[#env + 1] = "ASAN_OPTIONS=detect_leaks=0"
+      env[#env + 1] = "ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=8"
       env[#env + 1] = "UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1"
     end
     return ("cd %s && %s timeout -k 10 900 env -u XDG_DATA_HOME -u BOUGH_KEEPER %s %s"

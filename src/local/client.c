@@ -52,7 +52,7 @@ struct launch {
 };
 
 /* dup2 replaces, so this works even when the caller's descriptor table is full. */
-static int place(int sock, int host)
+BOUGH_FOREIGN_STACK static int place(int sock, int host)
 {
     int a = 5, b = 6;
     while (a == sock || a == host)
@@ -64,12 +64,12 @@ static int place(int sock, int host)
 
 /* _exit(2) as a plain call: the address sanitizer takes a function that does not return for the end of the
  * stack it knows, and these run on another. */
-static int leave(int status)
+BOUGH_FOREIGN_STACK static int leave(int status)
 {
     return (int)syscall(SYS_exit_group, status);
 }
 
-static int launch_keeper(void *arg)
+BOUGH_FOREIGN_STACK static int launch_keeper(void *arg)
 {
     struct launch *l = arg;
     char *env[] = {NULL};
@@ -79,7 +79,7 @@ static int launch_keeper(void *arg)
     return leave(127);
 }
 
-static int launch_between(void *arg)
+BOUGH_FOREIGN_STACK static int launch_between(void *arg)
 {
     struct launch *l = arg;
     if (clone(launch_keeper, l->stack2_top, CLONE_VM | CLONE_VFORK | SIGCHLD, l) < 0)
