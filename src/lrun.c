@@ -20,7 +20,7 @@ static struct lrun *check(lua_State *L)
 
 static const char *const sink_names[] = {"stdout", "stderr"};
 
-static int serve(lua_State *L, struct lrun *l, lua_KContext ctx, lua_KFunction k);
+static int serve(lua_State *L, struct lrun *l);
 
 /* -- starting ---------------------------------------------------------------------------------- */
 
@@ -156,11 +156,9 @@ static bool next_line(lua_State *L, struct bough_run *run, int which)
     return is_line;
 }
 
-static int serve(lua_State *L, struct lrun *l, lua_KContext ctx, lua_KFunction k)
+static int serve(lua_State *L, struct lrun *l)
 {
     struct bough_run *run = l->run;
-    (void)ctx;
-    (void)k;
     for (int i = 0; i < 2; i++) {
         struct bough_out *out = &run->out[i];
         if (out->sink != BOUGH_SINK_TAKE || out->size == 0)
@@ -203,10 +201,11 @@ static bool last_line(lua_State *L, struct lrun *l, int *which)
 static int wait_k(lua_State *L, int status, lua_KContext ctx)
 {
     (void)status;
+    (void)ctx;
     struct lrun *l = check(L);
     struct bough_run *run = l->run;
     if (!l->serving && has_work(run))
-        return serve(L, l, ctx, wait_k);
+        return serve(L, l);
     if (run->state == BOUGH_RUN_FAILED)
         return bough_lerr_raise(L, &run->err, "run");
     bool drained = true;

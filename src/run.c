@@ -133,7 +133,6 @@ static void committed(struct bough_job *job)
             bough_engine_drop_staged(job->engine, run->layer);
         fail(run, &j->err);
     } else {
-        run->has_image = true;
         step(run, BOUGH_RUN_DONE);
         if (run->ending.changed)
             bough_engine_compact(job->engine, run->image.layer);

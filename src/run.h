@@ -31,7 +31,7 @@ struct bough_run {
     bool closed;    /* nobody wants its image: kill, keep nothing */
     bool eager;     /* somebody waits for the end, nobody for the start: it is not announced */
     bool collected; /* somebody has got its image: gc asks them from then on */
-    bool disposable, has_image;
+    bool disposable;
     char parent[BOUGH_UUID_SIZE];
     char *tag, *command;
     /* the plan's parts, owned */

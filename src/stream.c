@@ -174,8 +174,6 @@ void bough_out_drain(struct bough_out *out)
             out->eof = true;
         else
             consume(out, chunk, (size_t)n);
-        if (n > 0 && n < 4096 && out->sink != BOUGH_SINK_TAKE)
-            continue;
     }
     if (out->eof) {
         close_poll(&out->poll);

@@ -12,9 +12,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -149,21 +147,6 @@ static void prepare(struct init *init, int netns)
         _exit(1);
 }
 
-/* Where the host gave its own /dev/null, the sandbox's takes its place: a descriptor is enough to change the mode
- * of what it is open on, and root's sandboxes own the host's. */
-static void own_null(struct bough_message *msg)
-{
-    for (int i = 0; i < 3; i++) {
-        struct stat st;
-        if (fstat(msg->fds[i], &st) < 0 || !S_ISCHR(st.st_mode) || st.st_rdev != makedev(1, 3))
-            continue;
-        BOUGH_CLEANUP_FD int ours =
-            open("/dev/null", (fcntl(msg->fds[i], F_GETFL) & O_ACCMODE) | O_CLOEXEC);
-        if (ours >= 0)
-            dup3(ours, msg->fds[i], O_CLOEXEC);
-    }
-}
-
 /* When the memory limit is reached the command and its children are to go, not init, which has to report. */
 static void go_first(pid_t command)
 {
@@ -193,7 +176,6 @@ static void start_command(struct init *init, struct bough_message *msg)
     if (bough_root_enter(&init->root, plan, &err) < 0 ||
         bough_user_find(plan->user, &user, &err) < 0)
         give_up(init, &err);
-    own_null(msg);
 
     /* HOME comes from the image's passwd(5) unless the caller says otherwise. A bare name is one that
      * the caller does not want. */

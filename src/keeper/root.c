@@ -220,7 +220,6 @@ int bough_root_blank(struct bough_root *root, const struct bough_site *site, boo
 static int make_staging(struct bough_root *root, const struct bough_plan *plan,
                         struct bough_err *err)
 {
-    const char *base = ".";
     char name[64];
     struct stat st = {.st_mode = 0755};
     if (plan->stack_count > 0) {
@@ -243,7 +242,6 @@ static int make_staging(struct bough_root *root, const struct bough_plan *plan,
         dir = tmpfs;
         root->in_memory = true;
     }
-    (void)base;
     snprintf(name, sizeof name, "%lld", (long long)plan->layer);
     if (mkdirat(dir, name, 0700) < 0)
         return bough_err_sys(err, errno, "layer %s", name);
