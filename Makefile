@@ -7,11 +7,13 @@
 # to build and to run
 PACKAGES := gcc libc6-dev make pkg-config \
   lua5.4 liblua5.4-dev libuv1-dev libsqlite3-dev libarchive-dev zlib1g-dev libseccomp-dev \
-  libcurl4-openssl-dev lua-cjson busybox-static uidmap
+  libcurl4-openssl-dev libssl-dev libpcre2-dev lua-cjson busybox-static uidmap
 # what the tests use besides
-TEST_PACKAGES := lua-busted lua-check lua-cqueues lua-luv lua-system luarocks valgrind mmdebstrap zstd xz-utils
-# what `make lint` and `make bench` use besides
+TEST_PACKAGES := lua-busted lua-check lua-cqueues lua-luv lua-system luarocks valgrind mmdebstrap zstd xz-utils \
+  skopeo podman docker-registry
+# what `make lint`, `make fuzz` and `make bench` use besides
 LINT_PACKAGES := clang-format clang-tidy
+FUZZ_PACKAGES := clang
 BENCH_PACKAGES := bubblewrap crun runc lua-system
 
 # --- what may be set from outside ------------------------------------------
@@ -37,7 +39,7 @@ TEST_FLAGS ?=
 LUA_PC = $(firstword $(shell for p in lua$(LUA_VERSION) lua-$(LUA_VERSION) \
   lua$(subst .,,$(LUA_VERSION)) lua; do \
   $(PKG_CONFIG) --exists "$$p >= $(LUA_VERSION)" 2>/dev/null && echo $$p; done))
-LIBRARIES := libuv sqlite3 libarchive zlib libseccomp
+LIBRARIES := libuv sqlite3 libcurl libcrypto libarchive zlib libseccomp libpcre2-8
 LUA_CFLAGS = $(if $(LUA_INCDIR),-I$(LUA_INCDIR),$(shell $(PKG_CONFIG) --cflags $(LUA_PC)))
 
 WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes \
@@ -56,14 +58,15 @@ libs = $(shell $(PKG_CONFIG) --libs $(1))
 # --- what is built from what ----------------------------------------------------
 CORE_SRC := $(wildcard src/*.c src/local/*.c)
 # the base that the keeper shares with the core
-BASE_SRC := src/entry.c src/err.c src/plan.c src/wire.c
+BASE_SRC := src/entry.c src/err.c src/order.c src/plan.c src/wire.c
 KEEPER_SRC := $(wildcard src/keeper/*.c) $(BASE_SRC)
-UNPACK_SRC := $(wildcard src/unpack/*.c) src/err.c
+UNPACK_SRC := $(wildcard src/unpack/*.c) src/err.c src/sha256.c
+LOOK_SRC := $(wildcard src/look/*.c) src/entry.c src/err.c src/record.c src/sha256.c
 TEST_SRC := $(wildcard spec/c/*_test.c)
 # All that knows no Lua and has no main(): what C tests link with.
 LUA_SRC := $(filter-out src/loop.c,$(wildcard src/l*.c))
 LIBTEST_SRC := $(sort $(filter-out $(LUA_SRC),$(CORE_SRC)) \
-  $(filter-out %/main.c,$(KEEPER_SRC) $(UNPACK_SRC)))
+  $(filter-out %/main.c,$(KEEPER_SRC) $(UNPACK_SRC) $(LOOK_SRC)))
 
 # V=1 shows the commands.
 say = $(if $(V),,@echo "  $(1)";)
@@ -71,15 +74,16 @@ JOBS := -j$(shell nproc 2>/dev/null || echo 1)
 
 objects = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 C_TESTS := $(patsubst %.c,$(BUILD)/%,$(TEST_SRC))
-PROGRAMS := $(BUILD)/bough/core.so $(BUILD)/bough/bough-keeper $(BUILD)/bough/bough-unpack
+PROGRAMS := $(BUILD)/bough/core.so $(BUILD)/bough/bough-keeper $(BUILD)/bough/bough-unpack \
+  $(BUILD)/bough/bough-look
 LUA_FILES := $(shell find lua -name '*.lua' 2>/dev/null)
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all help deps deps-test deps-lint deps-bench demo run-demo test test-user check c-tests \
+.PHONY: all help deps deps-test deps-lint deps-fuzz deps-bench fuzz demo run-demo test test-user check c-tests \
   lint luacheck format-check tidy format asan valgrind bench install clean libraries examples
 
-all: $(PROGRAMS) ## the core module, the keeper and the unpacker, below build/bough
+all: $(PROGRAMS) ## the core module and its three helper programs, below build/bough
 
 help: ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | \
@@ -106,7 +110,7 @@ $(BUILD)/core.map: Makefile
 $(BUILD)/bough/core.so: $(call objects,$(CORE_SRC)) $(BUILD)/core.map
 	@mkdir -p $(@D)
 	$(call say,LINK $@) $(CC) -shared -Wl,--version-script=$(BUILD)/core.map $(ALL_LDFLAGS) -o $@ \
-	  $(filter %.o,$^) $(call libs,libuv sqlite3)
+	  $(filter %.o,$^) $(call libs,libuv sqlite3 libcurl libcrypto)
 	@! nm -D --undefined-only $@ | grep ' bough_' # Lua's are the interpreter's; ours must be there
 
 $(BUILD)/bough/bough-keeper: $(call objects,$(KEEPER_SRC))
@@ -115,7 +119,12 @@ $(BUILD)/bough/bough-keeper: $(call objects,$(KEEPER_SRC))
 
 $(BUILD)/bough/bough-unpack: $(call objects,$(UNPACK_SRC))
 	@mkdir -p $(@D)
-	$(call say,LINK $@) $(CC) -pie $(ALL_LDFLAGS) -o $@ $^ $(call libs,libarchive zlib libseccomp)
+	$(call say,LINK $@) $(CC) -pie $(ALL_LDFLAGS) -o $@ $^ $(call libs,libarchive zlib libcrypto libseccomp)
+
+$(BUILD)/bough/bough-look: $(call objects,$(LOOK_SRC))
+	@mkdir -p $(@D)
+	$(call say,LINK $@) $(CC) -pie $(ALL_LDFLAGS) -o $@ $^ \
+	  $(call libs,libarchive libcrypto libpcre2-8 libseccomp)
 
 # --- set-up ---------------------------------------------------------------------
 deps: ## installs what building and running need (Debian)
@@ -126,6 +135,9 @@ deps-test: ## the same with what the tests need
 
 deps-lint:
 	@.ci/deps $(PACKAGES) $(TEST_PACKAGES) $(LINT_PACKAGES)
+
+deps-fuzz:
+	@.ci/deps $(PACKAGES) $(FUZZ_PACKAGES)
 
 deps-bench:
 	@.ci/deps $(PACKAGES) $(BENCH_PACKAGES) || true
@@ -181,13 +193,36 @@ valgrind: all c-tests ## the C tests under valgrind
 	  --wrap "valgrind -q --error-exitcode=99 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite" \
 	  $(TEST_FLAGS) $(C_TESTS)
 
+# What reads strangers' bytes, under libFuzzer; not part of the tests. FUZZ_TIME seconds for each
+# target; what it finds is put into build/fuzz, new inputs go into a corpus there. The archives are
+# unpacked without the jail, so this is for an ordinary user.
+FUZZ_TIME ?= 60
+FUZZ_FLAGS = -max_total_time=$(FUZZ_TIME) -print_final_stats=1 -artifact_prefix=$(BUILD)/fuzz/
+
+fuzz: deps-fuzz ## the readers of archives, layers and manifests, each for FUZZ_TIME seconds
+	@$(MAKE) --no-print-directory $(JOBS) all $(BUILD)/fuzz/archive $(BUILD)/fuzz/manifest
+	@mkdir -p $(BUILD)/fuzz/corpus/archive $(BUILD)/fuzz/corpus/manifest
+	$(BUILD)/fuzz/archive $(FUZZ_FLAGS) -max_len=8192 $(BUILD)/fuzz/corpus/archive fuzz/corpus/archive
+	$(LUA_ENV) $(BUILD)/fuzz/manifest $(FUZZ_FLAGS) -dict=fuzz/manifest.dict $(BUILD)/fuzz/corpus/manifest \
+	  fuzz/corpus/manifest
+
+$(BUILD)/fuzz/archive: fuzz/archive.c $(filter-out src/unpack/main.c,$(UNPACK_SRC)) Makefile
+	@mkdir -p $(@D)
+	$(call say,FUZZ $@) clang -std=gnu11 -O1 -g -fsanitize=fuzzer,address,undefined -Isrc -pthread -o $@ \
+	  $(filter %.c,$^) $(call libs,libarchive zlib libcrypto libseccomp)
+
+$(BUILD)/fuzz/manifest: fuzz/manifest.c Makefile
+	@mkdir -p $(@D)
+	$(call say,FUZZ $@) clang -std=gnu11 -O1 -g -fsanitize=fuzzer $(LUA_CFLAGS) -Wl,-E -o $@ $< \
+	  $(call libs,$(LUA_PC)) -lm -ldl
+
 # --- looking at the source ---------------------------------------------------------
 lint: luacheck format-check tidy ## luacheck, clang-format and clang-tidy
 
-C_FILES := $(wildcard src/*.[ch] src/*/*.[ch] spec/c/*.[ch] examples/*.c bench/*.c)
+C_FILES := $(wildcard src/*.[ch] src/*/*.[ch] spec/c/*.[ch] examples/*.c bench/*.c fuzz/*.c)
 
 luacheck:
-	luacheck -q lua spec examples bench
+	luacheck -q lua spec examples bench fuzz
 
 format-check:
 	clang-format --dry-run -Werror $(C_FILES)

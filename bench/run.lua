@@ -2,7 +2,7 @@
 --
 --   make bench                                  everything
 --   make bench BENCH_FLAGS="--quick"            a tenth of it, to see that it works
---   make bench BENCH_FLAGS="--only compare"     one part: compare, resident, branches, chain, idle
+--   make bench BENCH_FLAGS="--only compare"     one part: compare, resident, branches, chain, idle, bulk
 --
 -- See bench/README.md for what is measured and how to read it.
 
@@ -383,6 +383,11 @@ local function programme()
     local us = (now() - started) / n * 1e6
     say("\nIdle bough.step(0): %.2f us", us)
     verdict("idle step(0)", us, 5, " us")
+  end
+
+  if wanted "bulk" then
+    require("bench.bulk").run({ now = now, say = say, median = median, scaled = scaled, sh = sh, dir = dir,
+      verdict = verdict, quick = opts.quick }, box)
   end
 
   -- Last: the memory stays with the process.

@@ -26,7 +26,10 @@ dependencies = {
 external_dependencies = {
   LIBUV = { header = "uv.h" },
   SQLITE = { header = "sqlite3.h" },
+  LIBCURL = { header = "curl/curl.h" },
+  OPENSSL = { header = "openssl/evp.h" },
   LIBARCHIVE = { header = "archive.h" },
+  PCRE2 = { header = "pcre2.h" },
   ZLIB = { header = "zlib.h" },
   LIBSECCOMP = { header = "seccomp.h" },
 }
@@ -39,7 +42,7 @@ test = {
   type = "busted",
 }
 
--- The Makefile finds the libraries by pkg-config. The keeper and the unpacker are
+-- The Makefile finds the libraries by pkg-config. The helper programs are
 -- installed beside core.so, where it looks for them.
 build = {
   type = "make",

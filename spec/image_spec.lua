@@ -1,6 +1,7 @@
 local bough = require "bough"
 local core = require "bough.core"
 local fake = require "spec.support.fake_engine"
+local full = require "spec.support.fake_full"
 local raises = require "spec.support.raises"
 
 describe("bough.image", function()
@@ -221,6 +222,80 @@ describe("bough.image", function()
     end)
   end)
 
+  describe("config", function()
+    local CONFIG = [[{"env":["PATH=/bin","LANG=C","BAD","=x"],"cwd":"/srv","user":"33:33",
+      "entrypoint":["/entry","-v"],"cmd":["serve"],
+      "labels":{"a":"b"},"os":"linux","architecture":"amd64","exposed_ports":null}]]
+
+    local function with(config)
+      driver.config = config
+      local image = box.images:import "/tmp"
+      return image
+    end
+
+    it("is a table that changes nothing, empty where there is none", function()
+      assert.same({ env = {} }, base.config)
+      local image = with(CONFIG)
+      assert.same({
+        env = { PATH = "/bin", LANG = "C" }, cwd = "/srv", user = "33:33", entrypoint = { "/entry", "-v" },
+        cmd = { "serve" }, labels = { a = "b" }, os = "linux", architecture = "amd64",
+      }, image.config)
+      image.config.env.PATH = "x"
+      assert.equal("/bin", image.config.env.PATH)
+    end)
+
+    it("goes under the options of sessions and runs", function()
+      local image = with(CONFIG)
+      image:run "noop"
+      local spec = driver.last_spec
+      assert.same({ PATH = "/bin", LANG = "C" }, spec.env)
+      assert.same({ "/srv", "33:33" }, { spec.cwd, spec.user })
+      image:run { shell = "noop", env = { LANG = false, A = 1 }, cwd = "/", user = "0" }
+      assert.same({ PATH = "/bin", LANG = false, A = "1" }, driver.last_spec.env)
+      assert.same({ "/", "0" }, { driver.last_spec.cwd, driver.last_spec.user })
+      image:session({ cwd = "/home", env = { LANG = "de" } }):run "noop"
+      assert.same({ PATH = "/bin", LANG = "de" }, driver.last_spec.env)
+      assert.equal("/home", driver.last_spec.cwd)
+    end)
+
+    it("goes on to what runs leave", function()
+      local image = with(CONFIG)
+      assert.equal("/srv", image:run("noop"):run("noop").config.cwd)
+      assert.equal("/srv", image:start("noop"):wait().config.cwd)
+      assert.equal("/srv", image:session():run("noop").config.cwd)
+    end)
+
+    it("is what a run without a command runs", function()
+      local image = with(CONFIG)
+      image:run {}
+      assert.same({ "/entry", "-v", "serve" }, driver.last_spec.argv)
+      image:run { args = { "help" }, timeout = 5 }
+      assert.same({ "/entry", "-v", "help" }, driver.last_spec.argv)
+      image:run { "prog" }
+      assert.same({ "prog" }, driver.last_spec.argv)
+      local other = with [[{"cmd":["sh"]}]]
+      other:run {}
+      assert.same({ "sh" }, driver.last_spec.argv)
+      assert.match("no entrypoint", raises("invalid", other.run, other, { args = { "x" } }).message)
+      raises("invalid", base.run, base, {})
+      raises("invalid", base.run, base, { args = { "x" } })
+    end)
+
+    it("is left out where it makes no sense", function()
+      for _, config in ipairs { "null", "[", "5",
+        [[{"env":5,"cwd":7,"user":null,"cmd":"sh","entrypoint":[1]}]],
+        [[{"env":[null],"cwd":"","user":"","cmd":[""],"entrypoint":[]}]], ("["):rep(1000) } do
+        local image = with(config)
+        image:run "noop"
+        assert.is_nil(driver.last_spec.cwd)
+        raises("invalid", image.run, image, {})
+        assert.same({ env = {} }, image.config)
+      end
+      local relative = with [[{"cwd":"app"}]]
+      assert.equal("/app", relative.config.cwd)
+    end)
+  end)
+
   describe("tostring", function()
     it("is one line in every state", function()
       assert.equal(("image %s… \"busybox\""):format(base.uuid:sub(1, 6)), tostring(base))
@@ -235,7 +310,7 @@ describe("bough.image", function()
   end)
 
   describe("tag_as", function()
-    it("returns the image under its tag; nil and untag take it off", function()
+    it("L9.38 returns the image under its tag; tag_as(nil) equals untag", function()
       local done = base:run "echo x"
       local tagged = done:tag_as "mine"
       assert.equal("mine", tagged.tag)
@@ -320,7 +395,7 @@ describe("bough.image", function()
 
   describe("what an engine may lack", function()
     it("is unsupported until the engine has it", function()
-      for _, name in ipairs { "popen", "boot", "export" } do
+      for _, name in ipairs { "popen", "boot", "export", "grep", "stat" } do
         raises("unsupported", base[name], base, "x")
       end
       raises("unsupported", base.diff, base, base)
@@ -330,15 +405,8 @@ describe("bough.image", function()
     end)
 
     it("is called once it has", function()
-      local other = fake.open {
-        put_files = function(self, uuid, files)
-          local row = self:import("directory", "x", {})
-          return { uuid = row.uuid, parent_uuid = uuid, tag = files[1] }
-        end,
-        popen = function(_, _, what) return what end,
-      }
+      local other = fake.open { popen = function(_, _, what) return what end }
       local image = fake.base(other)
-      assert.equal("a.txt", image:apply_files("a.txt").tag)
       assert.equal("process", image:popen "process")
     end)
   end)
@@ -386,7 +454,7 @@ describe("bough.images", function()
       raises("not_found", images.use, images, "00000000-0000-4000-8000-000000000000")
       raises("invalid", images.use, images, "")
       raises("invalid", images.use, images, nil)
-      raises("unsupported", images.use, images, "docker.io/library/debian:12")
+      raises("not_found", images.use, images, "docker.io/library/debian:12", { strict = true })
       assert.is_nil(driver.calls.import)
     end)
   end)
@@ -413,6 +481,16 @@ describe("bough.images", function()
       assert.equal("busybox", driver.last_import.kind)
     end)
 
+    it("L9.40 refuses half a credential pair, and a uuid", function()
+      local images = box.images
+      assert.match("password is missing",
+        raises("invalid", images.import, images, "localhost:1/x", { username = "me" }).message)
+      raises("invalid", images.import, images, "localhost:1/x", { password = "x" })
+      assert.match("is a uuid", raises("invalid", images.import, images,
+        "00000000-0000-4000-8000-000000000000").message)
+      assert.is_nil(driver.calls.import)
+    end)
+
     it("names what is missing or wrong", function()
       local images = box.images
       assert.match('"/nonesuch.tar"', tostring(raises("not_found", images.import, images, "/nonesuch.tar")))
@@ -423,7 +501,7 @@ describe("bough.images", function()
   end)
 
   describe("list", function()
-    it("gives 100 by default, newest first, all for math.huge", function()
+    it("L9.39 gives 100 by default, newest first, all for math.huge", function()
       local base = fake.base(box)
       for _ = 1, 120 do base:run "noop" end
       assert.equal(100, #box.images:list())
@@ -462,7 +540,7 @@ describe("bough.images", function()
   end)
 
   describe("iter", function()
-    it("fetches pages as needed, and not what came later", function()
+    it("L9.39 fetches pages as needed, and not what came later", function()
       local base = fake.base(box)
       for _ = 1, 250 do base:run "noop" end
       local seen, count = {}, 0
@@ -477,7 +555,7 @@ describe("bough.images", function()
       assert.equal(3, driver.calls.list)
     end)
 
-    it("asks for no page before it is wanted", function()
+    it("L9.39 asks for no page before it is wanted, nor after a break", function()
       local base = fake.base(box)
       for _ = 1, 150 do base:run "noop" end
       driver.calls.list = 0
@@ -540,6 +618,80 @@ describe("bough.engine", function()
       raises("closed", box.images.list, box.images)
       raises("closed", base.session, base)
       assert.match("closed", tostring(box))
+    end)
+  end)
+
+  describe("tree", function()
+    local box, base
+    before_each(function()
+      box = fake.open()
+      base = fake.base(box)
+    end)
+    after_each(function() box:close() end)
+
+    local function shape(text) return (text:gsub("%x%x%x%x%x%x  ", "")) end
+
+    it("draws images under what they were made from", function()
+      local one = base:run("exit 3", { tag = "one" })
+      one:run "noop"
+      base:run("sleep 9", { timeout = 0.01 })
+      assert.equal([["busybox"  import  0 bytes
+├─ "one"  exit 3  0 bytes  exit 3
+│  └─ exit 0  0 bytes  noop
+└─ exit 137  timed out  0 bytes  sleep 9
+]], shape(box:tree()))
+      assert.equal([["one"  exit 3  0 bytes  exit 3
+`- exit 0  0 bytes  noop
+]], shape(box:tree { root = "one", ascii = true }))
+      assert.equal(box:tree { root = one }, box:tree { root = one.uuid })
+    end)
+
+    it("stops where it is told to, and says what is left out", function()
+      local image = base
+      for _ = 1, 20 do image = image:run "noop" end
+      local lines = select(2, box:tree():gsub("\n", ""))
+      assert.equal(21, lines)
+      assert.match("… 18 more: [^\n]*\n$", box:tree { max = 3 })
+      assert.equal(21, (select(2, box:tree({ max = 3, all = true }):gsub("\n", ""))))
+      raises("invalid", box.tree, box, { max = 0 })
+      raises("invalid", box.tree, box, { roof = "x" })
+      raises("not_found", box.tree, box, { root = "nonesuch" })
+    end)
+
+    it("is empty for an empty store", function()
+      local empty <close> = fake.open()
+      assert.equal("", empty:tree())
+    end)
+  end)
+
+  describe("compact", function()
+    it("asks for one image, or for those that nothing was made from", function()
+      local box <close>, driver = fake.open(full)
+      local base = fake.base(box)
+      local one, two = base:run "noop", base:run "noop"
+      assert.same({ merged = 2 }, box:compact(one))
+      assert.same({ one.uuid }, driver.compacted)
+      driver.compacted = {}
+      local events = {}
+      local function watch(event) events[#events + 1] = event end
+      assert.same({ merged = 4 }, box:compact { on_progress = watch })
+      table.sort(driver.compacted)
+      local expected = { one.uuid, two.uuid }
+      table.sort(expected)
+      assert.same(expected, driver.compacted)
+      assert.same({ "compact", "merges" }, { events[1].op, events[1].unit })
+      local plain <close> = fake.open()
+      assert.same({ merged = 0 }, plain:compact())
+    end)
+  end)
+
+  describe("files", function()
+    it("is unsupported until the engine has it", function()
+      local box <close> = fake.open()
+      raises("unsupported", box.files.upload, box.files, "x")
+      raises("unsupported", box.files.exists, box.files, ("0"):rep(64))
+      assert.match("^files of engine", tostring(box.files))
+      raises("invalid", function() box.files.x = 1 end)
     end)
   end)
 

@@ -46,7 +46,7 @@ describe("bough.options", function()
       refused { shell = "ls", args = { "-l" } }
     end)
 
-    it("raises for args given as a string, and says how to write it", function()
+    it("L9.29 raises for args given as a string, and says how to write it", function()
       assert.match('args = { "%-l" }', refused { command = "ls", args = "-l" })
     end)
 
@@ -215,7 +215,7 @@ describe("bough.options", function()
       refused({ "x", stdout = { path = "a", append = true } }, nil, "unsupported")
     end)
 
-    it("takes stdin as data, file, function or path", function()
+    it("L9.28 takes stdin as data, file, function or path", function()
       local source = function() end
       for _, value in ipairs { "data", io.stdin, source } do
         assert.equal(value, options.spec({ "x", stdin = value }).stdin)
@@ -243,6 +243,51 @@ describe("bough.options", function()
       assert.equal("lines", options.spec({ "x", text = "lines" }).text)
       assert.is_nil(options.spec({ "x", text = true }).text)
       refused { "x", text = "words" }
+    end)
+  end)
+
+  describe("spec: files and cache", function()
+    it("plans the files in the directory of the run", function()
+      local spec = options.spec { "x", cwd = "/src", files = { "a.c", ["/etc/b"] = { content = "" } } }
+      assert.same({ "/src/a.c", "/etc/b" }, { spec.files[1].path, spec.files[2].path })
+      assert.is_nil(options.spec({ "x", files = {} }).files)
+      refused { "x", files = "a.c" }
+      refused { "x", files = { a = 5 } }
+    end)
+
+    it("refuses cache where nothing could be remembered", function()
+      assert.is_true(options.spec({ "x", cache = true }).cache)
+      assert.match("disposable", refused { "x", cache = true, disposable = true })
+      assert.match("stdout", refused { "x", cache = true, stdout = "out.log" })
+      assert.match("stdin", refused { "x", cache = true, stdin = io.stdin })
+      assert.is_nil(options.spec({ "x", cache = false, disposable = true }).cache)
+    end)
+  end)
+
+  describe("spec: the image's own", function()
+    local image = { env = { PATH = "/bin", A = "i" }, cwd = "/srv", user = "www", entrypoint = { "e", "1" },
+      cmd = { "c" } }
+    local function with(command, defaults)
+      return options.spec(command, nil, { op = "run", image = image, defaults = defaults })
+    end
+
+    it("goes under everything else", function()
+      local spec = with { "x", env = { A = "own" } }
+      assert.same({ PATH = "/bin", A = "own" }, spec.env)
+      assert.same({ "/srv", "www" }, { spec.cwd, spec.user })
+      spec = with({ "x" }, { cwd = "/d", env = { A = false }, user = "0" })
+      assert.same({ PATH = "/bin", A = false }, spec.env)
+      assert.same({ "/d", "0" }, { spec.cwd, spec.user })
+      assert.equal("/srv/f", with({ "x", files = { "f" } }).files[1].path)
+    end)
+
+    it("is the command where none is given", function()
+      assert.same({ "e", "1", "c" }, with({}).argv)
+      assert.same({ "e", "1", "a" }, with({ args = { "a" } }).argv)
+      assert.same({ "e", "1" }, with({ args = {} }).argv)
+      assert.same({ "x" }, with({ "x" }).argv)
+      assert.same({ "e", "1" }, image.entrypoint)
+      raises("invalid", with, { args = "a" })
     end)
   end)
 

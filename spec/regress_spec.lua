@@ -79,8 +79,8 @@ describe("regress", function()
 
   it("a keeper without its nursery ends, in one line, and takes nothing along", function()
     local pid = box:info().keeper_pid
-    scratch.sh(("for p in $(cat /proc/%d/task/%d/children); do grep -qx bough-nursery /proc/$p/comm && kill -9 $p; done; true")
-      :format(pid, pid))
+    scratch.sh(("for p in $(cat /proc/%d/task/%d/children); do"
+      .. " grep -qx bough-nursery /proc/$p/comm && kill -9 $p; done; true"):format(pid, pid))
     local ok, problem
     for _ = 1, 50 do
       ok, problem = pcall(base.run, base, { "true" })

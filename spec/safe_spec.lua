@@ -1,13 +1,16 @@
+-- luacheck: ignore 512 (loops that are left at once are what is tested)
+
 local safe = require "bough.safe"
 local core = require "bough.core"
 local fake = require "spec.support.fake_engine"
+local full = require "spec.support.fake_full"
 
 describe("bough.safe", function()
   local box, driver
 
   before_each(function()
     local _
-    _, driver = fake.open()
+    _, driver = fake.open(full)
     box = assert(safe.open "fake://")
   end)
 
@@ -96,6 +99,61 @@ describe("bough.safe", function()
         count = count + 1
       end
       assert.equal(2, count)
+    end)
+  end)
+
+  describe("files", function()
+    it("are put in place, or return nil and the error", function()
+      refused("invalid", safe.file "")
+      refused("invalid", safe.dir(5))
+      refused("invalid", safe.bytes("", { mode = 644 }))
+      refused("invalid", safe.symlink(nil))
+      local base = assert(fake.base(box))
+      refused("invalid", base:run { shell = "noop", files = { 5 } })
+      refused("not_found", base:apply_files(safe.file "/nonesuch"))
+      local told = 0
+      local image = assert(base:apply_files({ ["/x"] = safe.bytes "data" }, {
+        on_progress = function() told = told + 1 end,
+      }))
+      assert.equal("data", image:read "/x")
+      assert.is_true(told > 0)
+      local uploaded = assert(box.files:upload(safe.bytes "up"))
+      assert.equal("up", base:run({ shell = "noop", files = { ["/u"] = uploaded } }):read "/u")
+      refused("invalid", box.files:upload(5))
+      refused("invalid", box.files:exists "x")
+    end)
+  end)
+
+  describe("looking into images", function()
+    it("returns nil and the error, before a loop too", function()
+      local base = assert(fake.base(box))
+      refused("not_found", base:walk "/nonesuch")
+      refused("not_found", base:stream "/nonesuch")
+      refused("not_found", base:stat "/nonesuch")
+      refused("invalid", base:find { kind = 5 })
+      refused("invalid", base:glob(5))
+      refused("invalid", base:grep "a\nb")
+      refused("invalid", base:diff(5))
+      refused("invalid", box:tree { max = 0 })
+      refused("not_found", base:download("/nonesuch", "/tmp"))
+    end)
+
+    it("wraps entries, and closes what a loop leaves", function()
+      local base = assert(fake.base(box))
+      for entry in base:walk "/" do
+        refused("not_found", base:read "/nonesuch")
+        assert.equal("/etc", entry.full_path)
+        refused("not_found", entry:read())
+        break
+      end
+      assert.equal(0, driver.looks_open)
+      assert.equal("hello\n", base:find({ name = "motd" })[1]:read())
+      assert.equal("/etc/motd:1: hello", tostring(base:grep("hello").matches[1]))
+      local image = base:run "write /x 1"
+      assert.equal("A /x\n", tostring(image:diff(base)))
+      assert.equal("A /x", tostring(image:diff(base)[1]))
+      for _ in base:stream "/etc/motd" do break end
+      assert.equal(0, driver.streams_open)
     end)
   end)
 

@@ -1,5 +1,6 @@
 local bough = require "bough"
 local fake = require "spec.support.fake_engine"
+local full = require "spec.support.fake_full"
 local raises = require "spec.support.raises"
 
 describe("bough.session", function()
@@ -346,15 +347,10 @@ describe("bough.session", function()
 
   describe("apply_files", function()
     it("advances in place where the engine can", function()
-      local other <close> = fake.open {
-        put_files = function(self, uuid)
-          local row = self:import("directory", "x", {})
-          return { uuid = row.uuid, parent_uuid = uuid, origin = "files" }
-        end,
-      }
+      local other <close> = fake.open(full)
       local own = other:session "busybox"
       local before = own.uuid
-      assert.equal(own, own:apply_files { "a" })
+      assert.equal(own, own:apply_files { a = { content = "" } })
       assert.not_equal(before, own.uuid)
       assert.equal("apply_files", own:history()[2].op)
       assert.equal(own, own:apply_files())

@@ -7,11 +7,32 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "stage.h"
 #include "sys.h"
 
 void bough_engine_ref(struct bough_engine *engine)
 {
     engine->refs++;
+}
+
+void bough_hold_add(struct bough_engine *engine, struct bough_hold *hold, const char *uuid)
+{
+    snprintf(hold->uuid, sizeof hold->uuid, "%s", uuid);
+    hold->next = engine->holds;
+    hold->link = &engine->holds;
+    if (hold->next)
+        hold->next->link = &hold->next;
+    engine->holds = hold;
+}
+
+void bough_hold_drop(struct bough_hold *hold)
+{
+    if (!hold->link)
+        return;
+    *hold->link = hold->next;
+    if (hold->next)
+        hold->next->link = hold->link;
+    hold->link = NULL;
 }
 
 static void free_handle(uv_handle_t *handle)
@@ -43,6 +64,7 @@ void bough_engine_unref(struct bough_engine *engine)
         free(engine->facts[i].value);
     }
     free(engine->facts);
+    bough_hashes_free(engine->hashes);
     free(engine);
 }
 
@@ -162,6 +184,7 @@ struct bough_engine *bough_engine_open(struct bough_loop *loop,
     engine->loop = loop;
     engine->keeper_pidfd = -1;
     engine->limits = *limits;
+    engine->hashes = bough_hashes_new(); /* without memory for it files are hashed each time */
     bough_cond_init(&engine->changed, loop);
     engine->store = bough_store_open(options->home, geteuid() == 0 ? "trusted" : "user", err);
     struct bough_client_options o = *options;
@@ -289,9 +312,18 @@ static void merge_finish(struct merge *m, bool again)
     struct bough_engine *engine = m->job.engine;
     int64_t layer = m->layer;
     engine->merging = false;
+    engine->merges += again;
     free(m);
     if (again)
         bough_engine_compact(engine, layer);
+    struct bough_idle *idle = engine->merging ? NULL : engine->idle;
+    if (idle)
+        engine->idle = NULL;
+    while (idle) {
+        struct bough_idle *next = idle->next;
+        idle->tell(idle);
+        idle = next;
+    }
 }
 
 void bough_engine_drop_staged(struct bough_engine *engine, int64_t id)
@@ -346,6 +378,12 @@ static void merge_planned(struct bough_job *job)
         bough_engine_kick(engine);
     }
     bough_wbuf_free(&body);
+}
+
+void bough_engine_when_idle(struct bough_engine *engine, struct bough_idle *idle)
+{
+    idle->next = engine->idle;
+    engine->idle = idle;
 }
 
 void bough_engine_compact(struct bough_engine *engine, int64_t layer)

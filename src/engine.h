@@ -17,6 +17,18 @@ struct bough_fact {
     char *key, *value;
 };
 
+/* An image that is about to be, or has just been made by something that goes on with it: gc leaves it alone. */
+struct bough_hold {
+    struct bough_hold *next, **link; /* link NULL: not held */
+    char uuid[BOUGH_UUID_SIZE];
+};
+
+/* Somebody to be told when no merge is under way (any more); embedded in what is told. */
+struct bough_idle {
+    struct bough_idle *next;
+    void (*tell)(struct bough_idle *idle);
+};
+
 struct bough_engine {
     int refs;
     struct bough_loop *loop;
@@ -34,7 +46,11 @@ struct bough_engine {
     size_t fact_count;
     struct bough_limits limits; /* for runs that say nothing */
     bool merging;
-    int busy;               /* jobs under way */
+    int64_t merges;              /* done since it was opened */
+    struct bough_idle *idle;     /* who waits for the merging to end */
+    int busy;                    /* jobs under way */
+    struct bough_hashes *hashes; /* digests of local files */
+    struct bough_hold *holds;
     struct bough_run *runs; /* all that exist, for gc: their images and parents are in use */
 };
 
@@ -50,6 +66,10 @@ void bough_engine_close(struct bough_engine *engine);
 void bough_engine_kick(struct bough_engine *engine);
 /* Compacts what is due on the stack of `layer`, in the background, one merge at a time. */
 void bough_engine_compact(struct bough_engine *engine, int64_t layer);
+void bough_hold_add(struct bough_engine *engine, struct bough_hold *hold, const char *uuid);
+void bough_hold_drop(struct bough_hold *hold); /* harmless when it is not held */
+/* Tells `idle` once, at the end of the merging that goes on now. Only while engine->merging. */
+void bough_engine_when_idle(struct bough_engine *engine, struct bough_idle *idle);
 /* Removes trees below home/tmp in the background; takes the names over. */
 void bough_engine_remove(struct bough_engine *engine, char **names);
 

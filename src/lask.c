@@ -1,10 +1,12 @@
 /* lask.c - what can be asked of the embedded engine's store: images, tags, gc, info. */
 #define _GNU_SOURCE
 #include "lask.h"
+#include "ljob.h"
 
 #include <stdio.h>
 #include <string.h>
 
+#include "local/blob.h"
 #include "sys.h"
 
 #define QUESTION "bough.question"
@@ -20,7 +22,6 @@ void bough_question_unref(struct bough_question *q)
     free(q->gc.trash);
     free(q->stack);
     bough_fd_close(&q->fd);
-    bough_fd_close(&q->source_fd);
     free(q->data);
     free(q->ref);
     free(q->path);
@@ -57,7 +58,7 @@ struct bough_question *bough_question_ask(lua_State *L, const char *op)
         luaL_error(L, "not enough memory");
     q->refs = 1;
     q->op = op;
-    q->fd = q->source_fd = -1;
+    q->fd = -1;
     q->engine = engine;
     bough_engine_ref(engine);
     bough_cond_init(&q->done_cond, engine->loop);
@@ -118,6 +119,20 @@ static int resolve_k(lua_State *L, int status, lua_KContext ctx)
     else
         bough_lrow_push(L, &q->image);
     return 1;
+}
+
+static void work_cached(struct bough_job *job)
+{
+    struct bough_question *q = (struct bough_question *)job;
+    q->rc = bough_store_cached(q->engine->store, q->ref, &q->image, &q->err);
+}
+
+/* engine:cached(key) -> row or nil */
+static int ask_cached(lua_State *L)
+{
+    struct bough_question *q = bough_question_ask(L, "run");
+    q->ref = bough_arg_copy(L, 2);
+    return bough_question_wait(L, q, work_cached, resolve_k);
 }
 
 static int ask_resolve(lua_State *L)
@@ -261,12 +276,30 @@ static int ask_remove(lua_State *L)
 
 /* -- gc ---------------------------------------------------------------------------------------- */
 
+/* Contents that no layer links to any more; those that a removed layer had are found once it is gone. */
+static void work_sweep_blobs(struct bough_job *job)
+{
+    struct bough_question *q = (struct bough_question *)job;
+    int64_t count = 0, bytes = 0;
+    BOUGH_CLEANUP_FD int blobs = bough_blobs_open(bough_store_home(q->engine->store), NULL);
+    if (blobs >= 0) /* their bytes have been counted with the layers that had them */
+        bough_blobs_sweep(blobs, q->dry, &count, &bytes, NULL);
+}
+
+static void gc_sweep(struct bough_question *q)
+{
+    if (q->engine->closed)
+        bough_question_answered(q);
+    else
+        bough_job_start(q->engine, &q->job, work_sweep_blobs, bough_question_after);
+}
+
 static bool gc_removed(void *arg, struct bough_message *msg, const struct bough_err *err)
 {
     /* The rows are gone; a tree that stayed is found by the next sweep. */
     (void)msg;
     (void)err;
-    bough_question_answered(arg);
+    gc_sweep(arg);
     return false;
 }
 
@@ -278,7 +311,10 @@ static void gc_dropped(struct bough_job *job)
                        ? calloc((size_t)q->gc.trash_count + 1, sizeof *names)
                        : NULL;
     if (!names) {
-        bough_question_answered(q);
+        if (q->rc < 0)
+            bough_question_answered(q);
+        else
+            gc_sweep(q);
         return;
     }
     struct bough_wbuf body = {0};
@@ -333,6 +369,8 @@ static int ask_gc(lua_State *L)
     lua_Unsigned named = lua_istable(L, 2) ? lua_rawlen(L, 2) : 0, count = 0;
     for (struct bough_run *run = q->engine->runs; run; run = run->next)
         count += 2;
+    for (struct bough_hold *hold = q->engine->holds; hold; hold = hold->next)
+        count++;
     q->keep = calloc(named + count + 1, sizeof *q->keep);
     if (!q->keep)
         return luaL_error(L, "not enough memory");
@@ -341,6 +379,9 @@ static int ask_gc(lua_State *L)
         q->keep[count] = bough_arg_copy(L, -1);
         lua_pop(L, 1);
     }
+    for (struct bough_hold *hold = q->engine->holds; hold; hold = hold->next)
+        if ((q->keep[count] = strdup(hold->uuid)) != NULL)
+            count++;
     /* Runs in flight are about to make images, and their parents are in use. */
     for (struct bough_run *run = q->engine->runs; run; run = run->next) {
         const char *const uuids[] = {run->parent, run->image.uuid};
@@ -392,6 +433,11 @@ static int info_k(lua_State *L, int status, lua_KContext ctx)
     bough_set_integer(L, "stand_ins", q->info.stand_ins);
     bough_set_integer(L, "bytes", q->info.bytes);
     bough_set_boolean(L, "compacting", engine->merging);
+    if (engine->store) {
+        lua_pushfstring(L, "%s/tmp/%s", bough_store_home(engine->store),
+                        bough_store_owner(engine->store));
+        lua_setfield(L, -2, "scratch");
+    }
     return 1;
 }
 
@@ -408,9 +454,18 @@ const luaL_Reg bough_lask_methods[] = {
     {"untag", ask_untag},
     {"remove", ask_remove},
     {"gc", ask_gc},
+    {"cached", ask_cached},
     {"read", bough_ask_read},
     {"list_dir", bough_ask_list_dir},
+    {"open", bough_ask_open},
+    {"save", bough_ask_save},
+    {"extract", bough_ask_extract},
+    {"look", bough_lsearch_look},
     {"import", bough_ask_import},
+    {"stage", bough_lput_stage},
+    {"put_files", bough_lput_files},
+    {"upload", bough_lput_upload},
+    {"has_file", bough_lput_has_file},
     {"info", ask_info},
     {NULL, NULL},
 };
@@ -421,4 +476,8 @@ void bough_lask_register(lua_State *L)
     if (luaL_newmetatable(L, QUESTION))
         luaL_setfuncs(L, meta, 0);
     lua_pop(L, 1);
+    bough_ljob_register(L);
+    bough_llook_register(L);
+    bough_lput_register(L);
+    bough_lsearch_register(L);
 }

@@ -23,15 +23,14 @@ struct bough_question {
     char **keep;
     bool dry;
     enum bough_msg request;
-    int source_fd;
-    int64_t max_bytes;
+    bool keep_open; /* the answer is the descriptor itself, not what can be read from it */
     /* what is answered */
     struct bough_image image;
     struct bough_image *images;
     long count;
     struct bough_gc gc;
     struct bough_store_info info;
-    int64_t *stack, stack_count, layer, bytes, files, skipped;
+    int64_t *stack, stack_count, layer;
     int fd;
     char *data;
     size_t size;
@@ -65,7 +64,13 @@ void bough_set_text(lua_State *L, const char *name, const char *text); /* NULL a
 /* llook.c */
 int bough_ask_read(lua_State *L);     /* engine:read(uuid, path) */
 int bough_ask_list_dir(lua_State *L); /* engine:list_dir(uuid, path) */
+int bough_ask_open(lua_State *L);     /* engine:open(uuid, path) */
+int bough_ask_save(lua_State *L);     /* engine:save(uuid, path, destination) */
+int bough_ask_extract(lua_State *L);  /* engine:extract(uuid, path, directory) */
+void bough_llook_register(lua_State *L);
+struct bough_entry;
+void bough_llook_entry(lua_State *L, const struct bough_entry *entry); /* pushes its table */
 /* limport.c */
-int bough_ask_import(lua_State *L); /* engine:import(kind, source, opts) */
+int bough_ask_import(lua_State *L); /* engine:import(kind, source, opts) -> job */
 
 #endif

@@ -61,6 +61,8 @@ LUAMOD_API int luaopen_bough_core(lua_State *L)
     bough_open_queue(L);
     open_constants(L);
     bough_open_session(L);
+    bough_open_fs(L);
+    bough_open_http(L);
     bough_open_local(L);
     lua_pushvalue(L, -1);
     lua_rawsetp(L, LUA_REGISTRYINDEX, &module_key);

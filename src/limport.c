@@ -8,72 +8,71 @@
 #include <unistd.h>
 
 #include "lask.h"
+#include "ljob.h"
+#include "order.h"
 #include "sys.h"
 
-static void work_commit(struct bough_job *job)
+struct import_errand {
+    struct bough_errand errand;
+    struct bough_image image;
+    int source;
+    enum bough_msg request;
+    int64_t layer, max_bytes, max_files, bytes, files;
+};
+
+static void import_clear(struct bough_errand *e)
 {
-    struct bough_question *q = (struct bough_question *)job;
-    bough_uuid_make(q->image.uuid);
-    strcpy(q->image.origin, "import");
-    q->image.tag = q->tag;
-    q->tag = NULL;
-    q->image.layer = q->layer;
-    q->image.size = q->bytes;
-    q->rc =
-        bough_store_commit(q->engine->store, &q->image, q->layer, 0, q->bytes, q->files, &q->err);
+    struct import_errand *i = (struct import_errand *)e;
+    bough_image_clear(&i->image);
+    bough_fd_close(&i->source);
 }
 
-static void import_committed(struct bough_job *job)
+static void import_push(lua_State *L, struct bough_errand *e)
 {
-    struct bough_question *q = (struct bough_question *)job;
-    if (q->rc < 0)
-        bough_engine_drop_staged(q->engine, q->layer);
-    bough_question_answered(q);
+    bough_lrow_push(L, &((struct import_errand *)e)->image);
 }
 
-static bool heard_import(void *arg, struct bough_message *msg, const struct bough_err *err)
+static void import_commit(struct bough_job *job)
 {
-    struct bough_question *q = arg;
-    struct bough_err closed;
-    if (msg && q->engine->closed) {
-        bough_err_set(&closed, BOUGH_ERR_closed, "the engine was closed");
-        err = &closed;
-        msg = NULL;
-    }
-    if (!msg) {
-        q->rc = -1;
-        q->err = *err;
-        bough_question_answered(q);
-        return false;
-    }
-    q->bytes = bough_get_i64(&msg->body);
-    q->files = bough_get_i64(&msg->body);
-    q->skipped = bough_get_i64(&msg->body);
-    bough_job_start(q->engine, &q->job, work_commit, import_committed);
-    return false;
+    struct import_errand *i = (struct import_errand *)job;
+    strcpy(i->image.origin, "import");
+    i->image.layer = i->layer;
+    i->image.size = i->bytes;
+    i->errand.rc = bough_store_commit(job->engine->store, &i->image, i->layer, 0, i->bytes,
+                                      i->files, &i->errand.err);
 }
 
-static void work_layer_id(struct bough_job *job)
+static void import_heard(struct bough_errand *e, struct bough_message *msg)
 {
-    struct bough_question *q = (struct bough_question *)job;
-    q->layer = bough_store_layer_ids(q->engine->store, 1, &q->err);
-    q->rc = q->layer < 0 ? -1 : 0;
+    struct import_errand *i = (struct import_errand *)e;
+    i->bytes = bough_get_i64(&msg->body);
+    i->files = bough_get_i64(&msg->body);
+    bough_errand_work(e, import_commit, NULL);
 }
 
-static void import_numbered(struct bough_job *job)
+static void import_number(struct bough_job *job)
 {
-    struct bough_question *q = (struct bough_question *)job;
+    struct import_errand *i = (struct import_errand *)job;
+    i->layer = bough_store_layer_ids(job->engine->store, 1, &i->errand.err);
+    i->errand.rc = i->layer < 0 ? -1 : 0;
+}
+
+static void import_ask(struct bough_errand *e)
+{
+    struct import_errand *i = (struct import_errand *)e;
     struct bough_wbuf body = {0};
-    bough_put_i64(&body, q->layer);
-    bough_put_i64(&body, q->max_bytes);
-    bough_put_i64(&body, 0);
-    if (q->rc < 0 || bough_client_ask(q->engine->client, q->request, &body, &q->source_fd, 1,
-                                      heard_import, q, &q->err) < 0) {
-        q->rc = -1;
-        bough_question_answered(q);
+    e->staged = i->layer;
+    if (i->request == BOUGH_MSG_UNPACK) {
+        struct bough_unpack_order order = {
+            .layer = i->layer, .max_bytes = i->max_bytes, .max_files = i->max_files};
+        bough_unpack_order_put(&body, &order);
+    } else {
+        bough_put_i64(&body, i->layer);
+        bough_put_i64(&body, i->max_bytes);
+        bough_put_i64(&body, i->max_files);
     }
+    bough_errand_ask(e, i->request, &body, &i->source, 1, import_heard);
     bough_wbuf_free(&body);
-    bough_engine_kick(q->engine);
 }
 
 /* The machine's busybox as a tree: itself, a shell, and the places that programs expect. Its other
@@ -115,12 +114,13 @@ static int write_text(int dir, const char *name, const char *text, struct bough_
     return 0;
 }
 
-static int make_busybox_tree(struct bough_question *q)
+static int make_busybox_tree(struct import_errand *q)
 {
     char path[4300];
-    struct bough_err *err = &q->err;
-    snprintf(path, sizeof path, "%s/tmp/%s/%lld", bough_store_home(q->engine->store),
-             bough_store_owner(q->engine->store), (long long)q->layer);
+    struct bough_err *err = &q->errand.err;
+    struct bough_store *store = q->errand.engine->store;
+    snprintf(path, sizeof path, "%s/tmp/%s/%lld", bough_store_home(store), bough_store_owner(store),
+             (long long)q->layer);
     if (mkdir(path, 0700) < 0)
         return bough_err_sys(err, errno, "layer %s", path);
     strcat(path, "/fs");
@@ -139,7 +139,7 @@ static int make_busybox_tree(struct bough_question *q)
     for (size_t i = 0; i < sizeof dirs / sizeof *dirs; i++)
         if (mkdirat(fs, dirs[i].name, 0755) < 0 || fchmodat(fs, dirs[i].name, dirs[i].mode, 0) < 0)
             return bough_err_sys(err, errno, "busybox image: %s", dirs[i].name);
-    if (copy_program(q->source_fd, fs, "bin/busybox", err) < 0)
+    if (copy_program(q->source, fs, "bin/busybox", err) < 0)
         return -1;
     if (symlinkat("busybox", fs, "bin/sh") < 0)
         return bough_err_sys(err, errno, "busybox image: bin/sh");
@@ -151,19 +151,20 @@ static int make_busybox_tree(struct bough_question *q)
         write_text(fs, "etc/resolv.conf", "", err) < 0)
         return -1;
     struct stat st;
-    q->bytes = fstat(q->source_fd, &st) == 0 ? st.st_size : 0;
+    q->bytes = fstat(q->source, &st) == 0 ? st.st_size : 0;
     q->files = (int64_t)(sizeof dirs / sizeof *dirs) + 7;
     return 0;
 }
 
-static void work_busybox(struct bough_job *job)
+static void import_busybox(struct bough_job *job)
 {
-    struct bough_question *q = (struct bough_question *)job;
-    work_layer_id(job);
-    if (q->rc == 0)
-        q->rc = make_busybox_tree(q);
-    if (q->rc == 0)
-        work_commit(job);
+    struct import_errand *i = (struct import_errand *)job;
+    import_number(job);
+    i->errand.staged = i->layer;
+    if (i->errand.rc == 0)
+        i->errand.rc = make_busybox_tree(i);
+    if (i->errand.rc == 0)
+        import_commit(job);
 }
 
 /* A dynamically linked busybox would need libraries that an image of its own does not have. */
@@ -200,47 +201,42 @@ static int open_busybox(lua_State *L)
               "$BOUGH_BUSYBOX");
 }
 
-static int import_k(lua_State *L, int status, lua_KContext ctx)
-{
-    (void)status;
-    (void)ctx;
-    struct bough_question *q = bough_question_top(L);
-    BOUGH_NOT_YET(L, q, import_k);
-    bough_lrow_push(L, &q->image);
-    return 1;
-}
-
+/* engine:import(kind, source, { tag =, max_bytes =, max_files = }) -> job */
 int bough_ask_import(lua_State *L)
 {
     static const char *const kinds[] = {"busybox", "directory", "archive", NULL};
     lua_settop(L, 4);
     int kind = luaL_checkoption(L, 2, NULL, kinds);
-    struct bough_question *q = bough_question_ask(L, "import");
+    struct import_errand *i = bough_errand_new(L, sizeof *i, "import", import_push, NULL);
+    i->source = -1;
+    i->errand.clear = import_clear;
+    bough_uuid_make(i->image.uuid);
+    bough_hold_add(i->errand.engine, &i->errand.hold, i->image.uuid);
     if (lua_istable(L, 4)) {
         if (lua_getfield(L, 4, "tag") == LUA_TSTRING)
-            q->tag = bough_arg_copy(L, -1);
+            i->image.tag = bough_arg_copy(L, -1);
         lua_getfield(L, 4, "max_bytes");
-        q->max_bytes = (int64_t)lua_tointeger(L, -1);
-        lua_pop(L, 2);
+        i->max_bytes = (int64_t)lua_tointeger(L, -1);
+        lua_getfield(L, 4, "max_files");
+        i->max_files = (int64_t)lua_tointeger(L, -1);
+        lua_pop(L, 3);
     }
     if (kind == 0) {
-        q->source_fd = open_busybox(L);
-        q->refs++;
-        bough_job_start(q->engine, &q->job, work_busybox, import_committed);
-        return import_k(L, LUA_OK, 0);
+        i->source = open_busybox(L);
+        bough_errand_work(&i->errand, import_busybox, NULL);
+        return 1;
     }
     const char *path = luaL_checkstring(L, 3);
-    q->source_fd =
+    i->source =
         open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | (kind == 1 ? O_DIRECTORY : O_NONBLOCK));
     struct stat st;
-    if (q->source_fd < 0 || fstat(q->source_fd, &st) < 0) {
-        bough_err_sys(&q->err, errno, "%s", path);
-        return bough_lerr_raise(L, &q->err, "import");
+    if (i->source < 0 || fstat(i->source, &st) < 0) {
+        bough_err_sys(&i->errand.err, errno, "%s", path);
+        return bough_lerr_raise(L, &i->errand.err, "import");
     }
     if (kind == 2 && !S_ISREG(st.st_mode))
         return bough_lerr(L, BOUGH_ERR_invalid, "import", "%s: it is not a regular file", path);
-    q->request = kind == 1 ? BOUGH_MSG_COPY : BOUGH_MSG_UNPACK;
-    q->refs++;
-    bough_job_start(q->engine, &q->job, work_layer_id, import_numbered);
-    return import_k(L, LUA_OK, 0);
+    i->request = kind == 1 ? BOUGH_MSG_COPY : BOUGH_MSG_UNPACK;
+    bough_errand_work(&i->errand, import_number, import_ask);
+    return 1;
 }

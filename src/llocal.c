@@ -135,7 +135,7 @@ static int open_k(lua_State *L, int status, lua_KContext ctx)
 
 static int local_open(lua_State *L)
 {
-    char keeper[PATH_MAX], unpacker[PATH_MAX], home[PATH_MAX];
+    char keeper[PATH_MAX], unpacker[PATH_MAX], looker[PATH_MAX], home[PATH_MAX];
     lua_settop(L, 1);
     if (lua_isnil(L, 1)) {
         lua_newtable(L);
@@ -144,9 +144,10 @@ static int local_open(lua_State *L)
     luaL_checktype(L, 1, LUA_TTABLE);
     find_program(L, "keeper", "BOUGH_KEEPER", "bough-keeper", keeper);
     find_program(L, "unpacker", "BOUGH_UNPACK", "bough-unpack", unpacker);
+    find_program(L, "looker", "BOUGH_LOOK", "bough-look", looker);
     find_home(L, home);
     struct bough_client_options o = {
-        .keeper = keeper, .unpacker = unpacker, .home = home, .spare = 4};
+        .keeper = keeper, .unpacker = unpacker, .looker = looker, .home = home, .spare = 4};
     if (lua_getfield(L, 1, "spare") == LUA_TNUMBER)
         o.spare = (int)lua_tointeger(L, -1);
     if (lua_getfield(L, 1, "max_running") == LUA_TNUMBER)
@@ -265,6 +266,7 @@ void bough_open_local(lua_State *L)
         luaL_setfuncs(L, meta, 0);
         luaL_newlib(L, methods);
         luaL_setfuncs(L, bough_lask_methods, 0);
+        luaL_setfuncs(L, bough_llayer_methods, 0);
         lua_pushcclosure(L, local_index, 1);
         lua_setfield(L, -2, "__index");
     }

@@ -11,6 +11,8 @@
 
 #define BOUGH_LOCAL "bough.local"
 #define BOUGH_RUN "bough.run"
+#define BOUGH_JOB "bough.job"
+#define BOUGH_STAGED "bough.staged"
 
 struct local {
     struct bough_engine *engine; /* NULL when closed */
@@ -22,6 +24,18 @@ struct bough_engine *bough_local_check(lua_State *L, const char *op);
 /* Pushes the row of an image (types.lua: bough.row). [-0, +1] */
 void bough_lrow_push(lua_State *L, const struct bough_image *image);
 
+/* lput.c: what was staged at `index`; raises when it is closed. */
+struct bough_staged *bough_lput_staged(lua_State *L, int index);
+int bough_lput_stage(lua_State *L);
+int bough_lput_files(lua_State *L);
+int bough_lput_upload(lua_State *L);
+int bough_lput_has_file(lua_State *L);
+void bough_lput_register(lua_State *L);
+/* llayer.c: layers and trees in and out */
+extern const luaL_Reg bough_llayer_methods[];
+/* lsearch.c: engine:look */
+int bough_lsearch_look(lua_State *L);
+void bough_lsearch_register(lua_State *L);
 /* lrun.c */
 int bough_lrun_start(lua_State *L); /* engine:start(uuid, spec) */
 void bough_lrun_register(lua_State *L);

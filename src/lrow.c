@@ -71,6 +71,7 @@ void bough_lrow_push(lua_State *L, const struct bough_image *image)
     bough_set_text(L, "tag", image->tag);
     bough_set_text(L, "origin", image->origin);
     bough_set_text(L, "command", image->command);
+    bough_set_text(L, "config", image->config);
     bough_set_number(L, "created_at", (double)image->created_us / 1e6);
     bough_set_integer(L, "size", image->size);
     if (image->result.present) {

@@ -61,6 +61,11 @@ int bough_lrun_start(lua_State *L)
     lua_getfield(L, 3, "eager");
     l->run->eager = lua_toboolean(L, -1);
     lua_pop(L, 1);
+    if (lua_getfield(L, 3, "files") == LUA_TUSERDATA) {
+        l->run->staged = bough_lput_staged(L, -1);
+        l->run->staged->refs++;
+    }
+    lua_pop(L, 1);
     bough_run_start(l->run);
     return l->run->eager ? 1 : start_k(L, LUA_OK, 0);
 }

@@ -331,8 +331,8 @@ static const luaL_Reg session_methods[] = {
 };
 
 static const char *const delegates[] = {
-    "read",     "ls",   "entries", "walk",  "stream", "download", "parent",
-    "children", "diff", "export",  "popen", "boot",   NULL,
+    "read",   "ls",   "entries", "walk", "stream", "download", "parent", "children", "diff",
+    "export", "find", "glob",    "grep", "stat",   "popen",    "boot",   NULL,
 };
 
 static const luaL_Reg session_meta[] = {

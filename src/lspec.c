@@ -252,6 +252,7 @@ void bough_lspec_read(lua_State *L, int index, struct bough_run *run)
     run->hostname = text_field(L, index, "hostname", "bough");
     run->tag = text_field(L, index, "tag", NULL);
     run->command = text_field(L, index, "command", NULL);
+    run->cache_key = text_field(L, index, "cache_key", NULL);
     if (lua_getfield(L, index, "network") == LUA_TSTRING &&
         strcmp(lua_tostring(L, -1), "host") == 0) {
         run->network = BOUGH_NETWORK_HOST;

@@ -66,6 +66,9 @@ void bough_run_unref(struct bough_run *run)
     free(run->resolv);
     free(run->tag);
     free(run->command);
+    free(run->cache_key);
+    if (run->staged)
+        bough_staged_unref(run->staged);
     bough_engine_unref(run->engine);
     free(run);
 }
@@ -75,10 +78,39 @@ bool bough_run_is_over(const struct bough_run *run)
     return run->state == BOUGH_RUN_DONE || run->state == BOUGH_RUN_FAILED;
 }
 
+static void free_job(struct run_job *j)
+{
+    bough_run_unref(j->run);
+    free(j->stack);
+    free(j);
+}
+
+/* The image holds the layer of its files now, or nobody does. */
+static void let_files_go(struct bough_job *job)
+{
+    struct run_job *j = (struct run_job *)job;
+    bough_store_layer_release(job->engine->store, j->layer);
+}
+
+static void files_gone(struct bough_job *job)
+{
+    free_job((struct run_job *)job);
+}
+
 static void step(struct bough_run *run, enum bough_run_state state)
 {
     run->state = state;
     bough_cond_fire(&run->changed);
+    struct run_job *j = run->files_layer > 0 && bough_run_is_over(run) && !run->engine->closed
+                            ? calloc(1, sizeof *j)
+                            : NULL;
+    if (j) {
+        j->run = run;
+        j->layer = run->files_layer;
+        run->files_layer = 0;
+        run->refs++;
+        bough_job_start(run->engine, &j->job, let_files_go, files_gone);
+    }
 }
 
 static void fail(struct bough_run *run, const struct bough_err *err)
@@ -106,13 +138,6 @@ static struct run_job *new_job(struct bough_run *run)
     return j;
 }
 
-static void free_job(struct run_job *j)
-{
-    bough_run_unref(j->run);
-    free(j->stack);
-    free(j);
-}
-
 /* --- the ending ----------------------------------------------------------------------------------- */
 
 static void commit(struct bough_job *job)
@@ -134,7 +159,7 @@ static void committed(struct bough_job *job)
         fail(run, &j->err);
     } else {
         step(run, BOUGH_RUN_DONE);
-        if (run->ending.changed)
+        if (run->ending.changed || run->files_bytes > 0)
             bough_engine_compact(job->engine, run->image.layer);
     }
     free_job(j);
@@ -212,10 +237,11 @@ static void conclude(struct bough_run *run)
     memcpy(image->parent, run->parent, sizeof image->parent);
     image->tag = run->tag;
     image->command = run->command;
-    run->tag = run->command = NULL;
+    image->cache_key = run->cache_key;
+    run->tag = run->command = run->cache_key = NULL;
     strcpy(image->origin, "run");
     image->layer = run->ending.changed ? run->layer : run->parent_layer;
-    image->size = run->ending.bytes;
+    image->size = run->ending.bytes + run->files_bytes;
     struct run_job *j = new_job(run);
     if (!j)
         return;
@@ -334,6 +360,13 @@ static void prepare(struct bough_job *job)
     struct bough_store *store = job->engine->store;
     struct bough_image image = {0};
     j->rc = -1;
+    if (j->run->files_layer > 0) {
+        j->parent_layer = j->run->files_layer;
+        j->stack_count = bough_store_stack(store, j->parent_layer, &j->stack, &j->err);
+        j->layer = j->stack_count < 0 ? -1 : bough_store_layer_ids(store, 1, &j->err);
+        j->rc = j->layer < 0 ? -1 : 0;
+        return;
+    }
     int found = bough_store_find(store, j->run->parent, image.uuid, &image.layer, &j->err);
     if (found == 0)
         bough_err_set(&j->err, BOUGH_ERR_not_found, "image %s: it is not in the store (any more)",
@@ -367,8 +400,35 @@ static void prepared(struct bough_job *job)
     free_job(j);
 }
 
+static void files_put(struct bough_put *put)
+{
+    struct bough_run *run = put->arg;
+    run->put = NULL;
+    if (put->rc < 0) {
+        fail(run, &put->err);
+    } else {
+        run->files_layer = put->layer;
+        run->files_bytes = put->bytes;
+        struct run_job *j = new_job(run);
+        if (j)
+            bough_job_start(run->engine, &j->job, prepare, prepared);
+    }
+    bough_run_unref(run);
+}
+
 void bough_run_start(struct bough_run *run)
 {
+    if (run->staged && run->staged->stage.count > 0) {
+        struct bough_err err;
+        run->refs++;
+        run->put = bough_put_start(run->engine, run->staged, run->parent, files_put, run);
+        if (!run->put) {
+            bough_err_sys(&err, ENOMEM, "run");
+            fail(run, &err);
+            bough_run_unref(run);
+        }
+        return;
+    }
     int64_t *stack = NULL, count;
     if (bough_store_quick(run->engine->store, run->parent, &run->parent_layer, &stack, &count,
                           &run->layer)) {
@@ -386,6 +446,8 @@ void bough_run_close(struct bough_run *run)
     if (run->closed || bough_run_is_over(run))
         return;
     run->closed = true;
+    if (run->put)
+        bough_put_cancel(run->put);
     if (run->id > 0) {
         bough_client_tell(run->engine->client, BOUGH_MSG_KILL, run->id, NULL);
         bough_engine_kick(run->engine);

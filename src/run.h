@@ -10,6 +10,7 @@
 #define BOUGH_RUN_H
 
 #include "engine.h"
+#include "put.h"
 #include "stream.h"
 
 enum bough_run_state {
@@ -33,7 +34,11 @@ struct bough_run {
     bool collected; /* somebody has got its image: gc asks them from then on */
     bool disposable;
     char parent[BOUGH_UUID_SIZE];
-    char *tag, *command;
+    char *tag, *command, *cache_key;
+    struct bough_staged *staged; /* files to be in place before it starts; owned, NULL */
+    struct bough_put *put;       /* while they are put there */
+    int64_t files_layer;         /* their layer, leased; 0 */
+    int64_t files_bytes;
     /* the plan's parts, owned */
     char **argv, **env;
     char *cwd, *user, *hostname, *resolv;

@@ -13,28 +13,34 @@
 
 #include "err.h"
 
-#define BOUGH_WIRE_VERSION 1
+#define BOUGH_WIRE_VERSION 2
 #define BOUGH_WIRE_FDS 8              /* at most this many descriptors a message */
 #define BOUGH_WIRE_INLINE (32 * 1024) /* larger payloads go into a memfd */
-#define BOUGH_WIRE_PAYLOAD_MAX (16 * 1024 * 1024)
+#define BOUGH_WIRE_PAYLOAD_MAX (256 * 1024 * 1024)
 
 enum bough_msg {
     /* host to keeper; `id` is chosen by the host */
     BOUGH_MSG_RUN = 1, /* a plan; fds: stdin (or /dev/null's), stdout, stderr */
-    BOUGH_MSG_KILL,    /* kill the sandbox `id` */
+    BOUGH_MSG_KILL,    /* kill the sandbox or the worker `id` */
     BOUGH_MSG_OPEN,    /* stack, path: answers DONE with one fd */
     BOUGH_MSG_LIST,    /* stack, path: answers DONE with a memfd of entries */
     BOUGH_MSG_REMOVE,  /* names below home: answers DONE */
     BOUGH_MSG_MERGE,   /* new id, layers: answers DONE bytes files */
-    BOUGH_MSG_UNPACK,  /* new id, max bytes, max files; fd: archive */
-    BOUGH_MSG_COPY,    /* new id, max bytes; fd: directory */
+    BOUGH_MSG_UNPACK,  /* bough_unpack_order; fds: archive, and with layer 0 the directory to fill.
+                        * Answers DONE bytes files skipped, digest of the unpacked bytes or "" */
+    BOUGH_MSG_COPY,    /* new id, max bytes, max files; fd: directory. DONE bytes files skipped */
+    BOUGH_MSG_PUT,     /* new id, stack, items (put.h). DONE bytes files */
+    BOUGH_MSG_EXTRACT, /* stack, path; fd: empty directory to copy it into. DONE bytes files skipped */
+    BOUGH_MSG_LOOK,    /* bough_look_order; fds: output, and with the source `given` the directory.
+                        * DONE three numbers and a text, as bough-look reports them */
     BOUGH_MSG_BYE,     /* end in order */
     /* keeper to host */
-    BOUGH_MSG_HELLO,   /* version, facts as key, value pairs; fd: pidfd of the keeper */
-    BOUGH_MSG_STARTED, /* the command of `id` is running: pid as the host sees it */
-    BOUGH_MSG_EXITED,  /* an ending */
-    BOUGH_MSG_DONE,    /* numbers */
-    BOUGH_MSG_FAILED,  /* an error record; `id` has ended */
+    BOUGH_MSG_HELLO,    /* version, facts as key, value pairs; fd: pidfd of the keeper */
+    BOUGH_MSG_STARTED,  /* the command of `id` is running: pid as the host sees it */
+    BOUGH_MSG_EXITED,   /* an ending */
+    BOUGH_MSG_DONE,     /* numbers */
+    BOUGH_MSG_PROGRESS, /* done so far, in all or 0: bytes of a request under way */
+    BOUGH_MSG_FAILED,   /* an error record; `id` has ended */
     /* keeper to nursery and init, and back */
     BOUGH_MSG_BLANK, /* make one (bool: host network); answer: pid, fds: control socket, pidfd */
     BOUGH_MSG_READY, /* a blank is prepared */

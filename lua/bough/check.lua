@@ -26,15 +26,6 @@ function M.boolean(value, op, name)
   return value
 end
 
----@return table?
-function M.table(value, op, name)
-  if value ~= nil and type(value) ~= "table" then
-    raise("invalid", op, "%s must be a table, got %s", name, quote(value))
-  end
-  if value and next(value) == nil then return nil end
-  return value
-end
-
 ---@return function?
 function M.callback(value, op, name)
   if value ~= nil and type(value) ~= "function" then
@@ -215,6 +206,56 @@ function M.text(value, op)
   if value == nil or value == "lines" then return value end
   if type(value) == "boolean" or value == "chunks" then return nil end
   raise("invalid", op, 'text must be "lines" or "chunks", got %s', quote(value))
+end
+
+local seconds_in = { s = 1, m = 60, h = 3600, d = 86400, w = 604800 }
+
+--- A point in time: seconds since the epoch; { ago = seconds } and "1h" count back from now.
+---@return number?
+function M.moment(value, op, name)
+  if value == nil then return nil end
+  local ago
+  if type(value) == "number" and value == value then return value + 0.0 end
+  if type(value) == "string" then
+    local count, unit = value:match("^(%d+%.?%d*)([smhdw])$")
+    ago = count and tonumber(count) * seconds_in[unit]
+  elseif type(value) == "table" then
+    errors.check_keys(op, value, { "ago" })
+    ago = type(value.ago) == "number" and value.ago >= 0 and value.ago or nil
+  end
+  if not ago then
+    raise("invalid", op, '%s must be seconds since the epoch, { ago = seconds } or text such as "1h",'
+      .. " got %s", name, quote(value))
+  end
+  return os.time() - ago
+end
+
+--- A whole number from `least` on; math.huge (returned as it is) means no limit.
+---@return number?
+function M.count(value, op, name, least)
+  if value == nil or value == math.huge then return value end
+  local count = type(value) == "number" and math.tointeger(value)
+  if not count or count < least then
+    raise("invalid", op, "%s must be a whole number from %d on, got %s", name, least, quote(value))
+  end
+  return count
+end
+
+--- One string or an array of them, without NUL; nil for none.
+---@return string[]?
+function M.strings(value, op, name)
+  if value == nil then return nil end
+  if type(value) == "string" then value = { value } end
+  if type(value) ~= "table" or getmetatable(value) ~= nil then
+    raise("invalid", op, "%s must be a string or an array of strings, got %s", name, quote(value))
+  end
+  local all, count = {}, 0
+  for _ in pairs(value) do count = count + 1 end
+  for i = 1, count do
+    if value[i] == nil then raise("invalid", op, "%s must be an array of strings", name) end
+    all[i] = text_of(value[i], op, ("%s[%d]"):format(name, i))
+  end
+  return all[1] and all or nil
 end
 
 --- A tag names an image: short, printable, and not shaped like a uuid.

@@ -1,14 +1,18 @@
---- Copying a file out of an image: under a temporary name beside its destination, then renamed, so
+--- Copying files and trees out of an image: under a temporary name beside the destination, then renamed, so
 -- that a failure leaves nothing half-written.
 
+local core = require "bough.core"
 local errors = require "bough.error"
+local progress = require "bough.progress"
 
 local M = {}
 
+local raise, quote = errors.raise, errors.quote
+
+local kind_of = { [2] = "not_found", [13] = "denied", [17] = "exists", [21] = "exists", [28] = "resource" }
+
 local function fail(path, message, number)
-  local kind = number == 2 and "not_found" or number == 13 and "denied" or number == 28 and "resource"
-    or "io"
-  error(errors.new(kind, "download", { errno = number }, "%s",
+  error(errors.new(kind_of[number] or "io", "download", { errno = number }, "%s",
     tostring(message or (path .. ": cannot write"))), 0)
 end
 
@@ -18,31 +22,47 @@ local function is_directory(path)
   return file ~= nil
 end
 
---- Writes the file at `source` of `image` to a local path.
----@param image bough.image
----@param source string path in the image
----@param destination string? local path; a directory, or a path that ends in "/", receives the base name
----@return string path
-function M.save(image, source, destination)
+local function partial_name(destination) return ("%s.%p-%x.part"):format(destination, {}, os.time()) end
+
+-- Where it goes; a directory, or a path that ends in "/", receives the base name.
+local function place(source, destination)
   local base = source:match("([^/]+)/*$")
-  if not base or base == "." or base == ".." then
-    errors.raise("invalid", "download", "%s names no file", errors.quote(source))
+  if base == "." or base == ".." then base = nil end
+  if destination ~= nil and (type(destination) ~= "string" or destination == ""
+    or destination:find("\0", 1, true)) then
+    raise("invalid", "download", "the destination must be a path, got %s", quote(destination))
   end
-  destination = destination == nil and base or destination
-  if type(destination) ~= "string" or destination == "" then
-    errors.raise("invalid", "download", "the destination must be a path, got %s",
-      errors.quote(destination))
+  if destination and destination:sub(-1) ~= "/" and not is_directory(destination) then return destination end
+  if not base then
+    raise("invalid", "download", "%s has no name of its own: name the destination", quote(source))
   end
-  if destination:sub(-1) == "/" or is_directory(destination) then
-    destination = destination:gsub("/*$", "") .. "/" .. base
+  return destination and destination:gsub("/*$", "") .. "/" .. base or base
+end
+
+-- Puts the finished file in its place, or removes it.
+local function replace(partial, destination, write)
+  local good, problem = pcall(function()
+    write()
+    local renamed, message, number = os.rename(partial, destination)
+    if not renamed then fail(destination, message, number) end
+  end)
+  if not good then
+    os.remove(partial)
+    error(problem, 0)
   end
-  local partial = ("%s.%p-%x.part"):format(destination, {}, os.time())
+  return destination
+end
+
+-- Through Lua, for engines without `save`.
+local function copy_chunks(image, source, destination)
   -- the first chunk is asked for before anything is made, so that a missing source costs nothing
-  local chunks = image:stream(source)
+  local chunks, _, _, _ <close> = image:stream(source)
   local chunk = chunks()
+  local partial = partial_name(destination)
   local file, message, number = io.open(partial, "wb")
   if not file then fail(destination, message, number) end
-  local good, problem = pcall(function()
+  return replace(partial, destination, function()
+    local _ <close> = file
     while chunk do
       local written, why, code = file:write(chunk)
       if not written then fail(destination, why, code) end
@@ -50,15 +70,49 @@ function M.save(image, source, destination)
     end
     local closed, why, code = file:close()
     if not closed then fail(destination, why, code) end
-    local renamed, because, number2 = os.rename(partial, destination)
-    if not renamed then fail(destination, because, number2) end
   end)
-  if not good then
-    if io.type(file) == "file" then file:close() end
-    os.remove(partial)
-    error(problem, 0)
+end
+
+local function save_tree(handle, uuid, source, destination, on_progress, mode)
+  if core.fs.stat(destination, true) then
+    raise("exists", "download", "%s is there already: a tree replaces nothing, name another destination",
+      quote(destination))
   end
-  return destination
+  local work = core.fs.temp_dir(destination .. ".part")
+  local result
+  local good, problem = pcall(function()
+    local tree = work .. "/tree"
+    core.fs.mkdir(tree, mode | 448) -- 0700: whatever the image says, it must take what is inside
+    local job = handle:extract(uuid, source, tree)
+    result = progress.follow(job, on_progress, { op = "download", item = source })
+    core.fs.rename(tree, destination, true)
+  end)
+  pcall(core.fs.remove, work)
+  if not good then error(problem, 0) end
+  return destination, result
+end
+
+--- Writes the file or tree at `source` of an image to a local path. Waits.
+---@param image bough.image
+---@param handle table|userdata the engine's driver
+---@param uuid string
+---@param source string path in the image
+---@param destination string? local path; a directory, or a path that ends in "/", receives the base name
+---@param on_progress function?
+---@return string path
+---@return { bytes: integer, files: integer, skipped: integer }? result of a tree
+function M.save(image, handle, uuid, source, destination, on_progress)
+  local found = handle.extract and image:stat(source)
+  if found and found.is_dir then
+    return save_tree(handle, uuid, source, place(source, destination), on_progress, (found.mode or 493) & 511)
+  end
+  if not source:find("[^/]") then raise("invalid", "download", "%s names no file", quote(source)) end
+  destination = place(source, destination)
+  if not handle.save then return copy_chunks(image, source, destination) end
+  local partial = partial_name(destination)
+  return replace(partial, destination, function()
+    progress.follow(handle:save(uuid, source, partial), on_progress, { op = "download", item = source })
+  end)
 end
 
 return M

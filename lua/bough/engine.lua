@@ -2,13 +2,18 @@
 --
 -- An engine's *driver* is the object that does the work: the core's `bough.local` userdata, or whatever a
 -- function in `M.schemes` returns for its URL. A driver has resolve, list, import, tag, untag, remove,
--- start, read, list_dir, info, gc and close, and may have more (put_files, popen, ...): what it lacks is
--- refused with kind `unsupported`.
+-- start, read, list_dir, info, gc and close, and may have more (stage and put_files, open, save, extract,
+-- look, cached, upload, compact, popen, ...): what it lacks is refused with kind `unsupported`, or done by
+-- simpler means.
 
 local core = require "bough.core"
 local check = require "bough.check"
+local draw = require "bough.draw"
 local errors = require "bough.error"
+local image = require "bough.image"
 local images = require "bough.images"
+local progress = require "bough.progress"
+local uploads = require "bough.uploads"
 
 local M = {}
 
@@ -64,6 +69,7 @@ end
 
 ---@class bough.engine
 ---@field images bough.images
+---@field files bough.files
 ---@field url string what it was opened with
 ---@field closed boolean
 local methods = {}
@@ -120,6 +126,66 @@ function methods:gc(opts)
   return context:handle("gc"):gc(in_use(context), dry)
 end
 
+-- The uuid of an image, or of what a tag or uuid names.
+local function uuid_of(context, ref, op)
+  if not image.is(ref) then ref = context.images:get(ref) end
+  if ref.engine ~= context.engine then
+    raise("invalid", op, "%s belongs to another engine", tostring(ref))
+  end
+  if not ref.uuid then raise("disposed", op, "%s is not in the store", tostring(ref)) end
+  return ref.uuid
+end
+
+--- The images as a tree of text, each under what it was made from: tag, exit code, size of its own layer,
+--- command. Waits.
+---@param opts { root: string|bough.image|nil, max: number?, all: boolean?, ascii: boolean? }? root: only this
+---  image and what came of it; max: how many are drawn, default 500; all: no such limit; ascii: plain signs
+---@return string
+function methods:tree(opts)
+  local context = context_of(self, "tree")
+  local handle = context:handle("tree")
+  opts = errors.check_keys("tree", opts, { "root", "max", "all", "ascii" })
+  local max = check.count(opts.max, "tree", "max", 1) or 500
+  if check.boolean(opts.all, "tree", "all") then max = math.huge end
+  local root = opts.root ~= nil and uuid_of(context, opts.root, "tree") or nil
+  local rows = handle:list { brief = true, oldest_first = true }
+  return draw.tree(rows, { root = root, max = max, ascii = check.boolean(opts.ascii, "tree", "ascii") })
+end
+
+-- Those that nothing was made from: what they stand on, all others stand on too.
+local function leaves(handle)
+  local rows, has_child = handle:list { brief = true }, {}
+  for _, row in ipairs(rows) do
+    if row.parent_uuid then has_child[row.parent_uuid] = true end
+  end
+  local uuids = {}
+  for _, row in ipairs(rows) do
+    if not has_child[row.uuid] then uuids[#uuids + 1] = row.uuid end
+  end
+  return uuids
+end
+
+--- Merges layers now that would be merged in the background, of one image or of all, and waits for it. Images
+--- stay what they are. Waits.
+---@param ref string|bough.image|nil
+---@param opts { on_progress: fun(event: bough.progress_event)? }?
+---@return { merged: integer }
+function methods:compact(ref, opts)
+  local context = context_of(self, "compact")
+  if type(ref) == "table" and not image.is(ref) and opts == nil then ref, opts = nil, ref end
+  opts = errors.check_keys("compact", opts, { "on_progress" })
+  local on_progress = check.callback(opts.on_progress, "compact", "on_progress")
+  local handle = context:handle("compact")
+  if not handle.compact then return { merged = 0 } end
+  local uuids = ref == nil and leaves(handle) or { uuid_of(context, ref, "compact") }
+  local merged = 0
+  for _, uuid in ipairs(uuids) do
+    local event = { op = "compact", item = uuid, unit = "merges" }
+    merged = merged + progress.follow(handle:compact(uuid), on_progress, event).merged
+  end
+  return { merged = merged }
+end
+
 --- Ends the engine: sessions and runs in it end, later calls raise kind `closed`. Twice does nothing.
 function methods:close()
   local context = context_of(self, "close")
@@ -138,6 +204,7 @@ function meta:__index(name)
   if method then return method end
   local context = rawget(self, CONTEXT)
   if name == "images" then return context.images end
+  if name == "files" then return context.files end
   if name == "url" then return context.url end
   if name == "closed" then return context.driver == nil end
   return nil
@@ -163,6 +230,7 @@ local function wrap(driver, url)
     running = setmetatable({}, { __mode = "k" }),
   }, context_methods)
   context.images = images.new(context)
+  context.files = uploads.new(context)
   context.engine = setmetatable({ [CONTEXT] = context }, meta)
   return context.engine
 end

@@ -5,11 +5,14 @@
 -- and it never changes again.
 
 local core = require "bough.core"
-local download = require "bough.download"
-local entry = require "bough.entry"
-local errors = require "bough.error"
+local cache = require "bough.cache"
 local check = require "bough.check"
+local defaults = require "bough.defaults"
+local errors = require "bough.error"
+local files = require "bough.files"
+local inside = require "bough.inside"
 local options = require "bough.options"
+local progress = require "bough.progress"
 
 local M = {}
 
@@ -28,6 +31,8 @@ local DATA = {} -- key of the private data, which nobody outside this file holds
 ---@field size integer? bytes this image adds to its parent
 ---@field depth integer?
 ---@field stdin any the configured source
+---@field config bough.image_defaults what runs get that do not say otherwise; a fresh table each time
+---@field cached boolean? of a run with `cache = true`: whether an earlier one stands for it
 ---@field result bough.result a fresh table each time; raises `state` before there is one
 ---@field exit_code integer raises `state` before there is one, as do all below
 ---@field signal integer?
@@ -75,6 +80,8 @@ local function via(self, op, method, ...)
   return data, handle[method](handle, uuid, ...)
 end
 
+inside.add(methods, located)
+
 local function copy(value)
   if type(value) ~= "table" then return value end
   local all = {}
@@ -94,6 +101,7 @@ local function result_of(data, name)
       raise("not_found", nil, "image.%s: image %s is gone", name, data.row.uuid)
     end
     data.row.result, data.brief = row.result, nil
+    data.row.result.cached = data.cached
   end
   local result = data.row.result
   if not result then
@@ -112,9 +120,17 @@ for _, name in ipairs { "exit_code", "signal", "timed_out", "stdout", "stderr", 
   fields[name] = function(data) return result_of(data, name)[name] end
 end
 function fields.result(data) return copy(result_of(data, "result")) end
+function fields.cached(data) return data.cached end
 function fields.state(data) return data.state end
 function fields.stdin(data) return data.stdin end
 function fields.engine(data) return data.context.engine end
+
+local function defaults_of(data)
+  data.defaults = data.defaults or defaults.read(data.row.config)
+  return data.defaults
+end
+
+function fields.config(data) return copy(defaults_of(data)) end
 
 local function new(context, data)
   data.context = context
@@ -145,7 +161,10 @@ end
 local function settle(self, data, row, failure)
   if data.state ~= "executing" then return end
   data.run = nil
-  data.row = row or {}
+  row = row or {}
+  row.config = row.config or data.row.config
+  if row.result then row.result.cached = data.cached end
+  data.row = row
   data.failure = failure
   data.state = failure and "failed" or "succeeded"
   data.context.running[self] = nil
@@ -180,8 +199,62 @@ local function complaint(self, data, row)
   return errors.new("exit", op, details, "%s", how)
 end
 
---- Begins a run and returns at once, with an image in state "executing". Waits only until the command
---- has started. Raises what `run` raises before a command runs.
+-- The image of an earlier run, for one with `cache = true`; at once, but for a session, which is told of its
+-- runs by their `wait`.
+local function remembered(data, row, spec, begun)
+  local handle = data.context:handle(begun.op)
+  if spec.tag then
+    handle:tag(row.uuid, spec.tag)
+    row.tag = spec.tag
+  end
+  begun.cached = true
+  if begun.on_done then
+    begun.state, begun.tag_later = "executing", nil
+    begun.run = { wait = function() return row end, close = function() end }
+  else
+    begun.state, begun.row = "succeeded", row
+    row.config = row.config or data.row.config
+    if row.result then row.result.cached = true end
+  end
+  local image = new(data.context, begun)
+  if begun.on_done then data.context.running[image] = row.uuid end
+  return image
+end
+
+local held_meta = { __close = function(self) self.running[self] = nil end }
+
+-- Keeps gc away from an image until the value is closed.
+local function hold(context, uuid)
+  local held = setmetatable({ running = context.running, close = function() end }, held_meta)
+  context.running[held] = uuid
+  return held
+end
+
+-- Starts what `spec` says, with its files and the cache.
+local function launch(handle, uuid, data, spec, begun)
+  local _ <close> = hold(data.context, uuid)
+  local plan, wants_cache = spec.files, spec.cache
+  spec.files, spec.cache = nil, nil
+  local staged <close> = plan and files.stage(handle, plan, begun.op, spec.on_progress) or nil
+  spec.files = staged
+  if wants_cache then
+    local key = cache.key(uuid, spec, staged and staged.digest)
+    local row = handle:cached(key)
+    if row then return remembered(data, row, spec, begun) end
+    spec.cache_key, begun.cached = key, false
+  end
+  -- with `check` a failed run is an error, and an error moves no tag
+  begun.tag_later = begun.check and spec.tag or nil
+  if begun.tag_later then spec.tag = nil end
+  begun.run = handle:start(uuid, spec)
+  local started = new(data.context, begun)
+  data.context.running[started] = uuid
+  return started
+end
+
+--- Begins a run and returns at once, with an image in state "executing". Waits only until the files are in
+--- place and the command has started. Raises what `run` raises before a command runs. With `cache = true`
+--- an earlier run that went well stands for the same one: its image comes back, finished.
 ---@param command string|table
 ---@param opts table? with a shell line
 ---@param within { op: string, defaults: table?, on_done: fun(image: bough.image, ok: boolean)? }? for
@@ -190,27 +263,23 @@ end
 function methods:start(command, opts, within)
   local op = within and within.op or "start"
   local handle, uuid, data = located(self, op)
-  local spec, policy = options.spec(command, opts, { op = op, defaults = within and within.defaults })
-  if spec.files and not handle.put_files then
+  local spec, policy = options.spec(command, opts, {
+    op = op, defaults = within and within.defaults, image = data.row.config and defaults_of(data) or nil,
+  })
+  if spec.files and not handle.stage then
     raise("unsupported", op, "files: this engine cannot put files in place yet")
   elseif spec.pty and not handle.exec then
     raise("unsupported", op, "pty: this engine has no terminals yet")
   elseif spec.cache and not handle.cached then
     raise("unsupported", op, "cache: this engine keeps no run cache yet")
   end
-  -- with `check` a failed run is an error, and an error moves no tag
-  local tag_later = policy.check and spec.tag or nil
-  if tag_later then spec.tag = nil end
   -- whoever runs waits for the end next: its start need not be told apart, and its failure is as good there
   spec.eager = op == "run"
-  local run = handle:start(uuid, spec)
-  local started = new(data.context, {
-    state = "executing", row = { parent_uuid = uuid, command = spec.command }, run = run, op = op,
-    label = spec.command, timeout = spec.timeout, check = policy.check, tag_later = tag_later,
+  return launch(handle, uuid, data, spec, {
+    state = "executing", op = op, label = spec.command, timeout = spec.timeout, check = policy.check,
+    row = { parent_uuid = uuid, command = spec.command, config = data.row.config },
     stdin = spec.stdin, on_done = within and within.on_done,
   })
-  data.context.running[started] = uuid
-  return started
 end
 
 --- Runs a command in this image and returns the image that it left. Waits. A non-zero exit, a signal and
@@ -265,96 +334,14 @@ function methods:close()
 end
 
 --- A session that starts from this image.
----@param defaults table? options under those of each run; `queue = true` lines up concurrent runs
+---@param given table? options under those of each run; `queue = true` lines up concurrent runs
 ---@return bough.session
-function methods:session(defaults)
+function methods:session(given)
   local data = select(3, located(self, "session"))
-  local checked = options.defaults(defaults, "session")
+  local checked = options.defaults(given, "session")
   local session = core.session(data.context.engine, self, checked)
   data.context.sessions[session] = true
   return session
-end
-
-local function image_path(path, op)
-  if type(path) ~= "string" or path == "" or path:find("\0", 1, true) then
-    raise("invalid", op, "expected a path in the image, got %s", quote(path))
-  end
-  return path:sub(1, 1) == "/" and path or "/" .. path
-end
-
---- The content of a file. Starts no sandbox; links never lead out of the image. Waits.
----@param path string
----@return string
-function methods:read(path)
-  local handle, uuid = located(self, "read")
-  return handle:read(uuid, image_path(path, "read"))
-end
-
---- Lists a directory, sorted by name. Waits.
----@param path string? default "/"
----@return bough.entry[]
-function methods:ls(path)
-  local handle, uuid = located(self, "ls")
-  path = image_path(path or "/", "ls")
-  local entries = handle:list_dir(uuid, path)
-  for i, row in ipairs(entries) do entries[i] = entry.new(self, path, row) end
-  table.sort(entries, function(a, b) return a.name < b.name end)
-  return entries
-end
-
---- Iterates over a directory: `for e in image:entries "/etc" do`.
----@param path string?
----@return fun(): bough.entry?
-function methods:entries(path)
-  local entries, i = methods.ls(self, path), 0
-  return function()
-    i = i + 1
-    return entries[i]
-  end
-end
-
---- Iterates over everything below a directory, parents first; links are not followed.
----@param path string?
----@return fun(): bough.entry?
-function methods:walk(path)
-  local levels = { methods.entries(self, path) }
-  return function()
-    while #levels > 0 do
-      local found = levels[#levels]()
-      if not found then
-        levels[#levels] = nil
-      else
-        if found.is_dir then levels[#levels + 1] = self:entries(found.full_path) end
-        return found
-      end
-    end
-  end
-end
-
---- Iterates over the content of a file in chunks.
----@param path string
----@return fun(): string?
-function methods:stream(path)
-  local handle, uuid = located(self, "stream")
-  path = image_path(path, "stream")
-  if handle.open then return handle:open(uuid, path):lines("c") end
-  local content = handle:read(uuid, path)
-  local at = 1
-  return function()
-    if at > #content then return nil end
-    local chunk = content:sub(at, at + 65535)
-    at = at + #chunk
-    return chunk
-  end
-end
-
---- Copies a file out, whole or not at all. Waits.
----@param source string path in the image
----@param destination string? local path; a directory receives the base name. Default: the base name here
----@return string path where it went
-function methods:download(source, destination)
-  data_of(self, "download")
-  return download.save(self, image_path(source, "download"), destination)
 end
 
 local function retagged(data, tag)
@@ -422,22 +409,21 @@ function methods:children()
   return images
 end
 
---- Puts files in place: paths, lists, { destination = spec } tables. Waits.
+--- Puts files in place: paths, spec objects, lists, { ["/destination"] = spec } tables; in the last table
+--- `files` has more of them, and `on_progress` may be a function. A list puts each under its base name in
+--- "/". Waits.
 ---@return bough.image image with the files; this one when there are none
 function methods:apply_files(...)
-  local arguments = {}
-  for i = 1, select("#", ...) do
-    local one = select(i, ...)
-    if type(one) ~= "string" and type(one) ~= "table" then
-      raise("invalid", "apply_files", "expected paths or tables of file specs, got %s", quote(one))
-    end
-    if type(one) == "string" or next(one) ~= nil then arguments[#arguments + 1] = one end
+  local handle, uuid, data = located(self, "apply_files")
+  local plan, on_progress = files.arguments("apply_files", ...)
+  if #plan == 0 then return self end
+  if not handle.stage then
+    raise("unsupported", "apply_files", "this engine cannot put files in place yet")
   end
-  if #arguments == 0 then
-    located(self, "apply_files")
-    return self
-  end
-  local data, row = via(self, "apply_files", "put_files", arguments)
+  local _ <close> = hold(data.context, uuid)
+  local staged <close> = files.stage(handle, plan, "apply_files", on_progress)
+  local row = progress.follow(handle:put_files(uuid, staged, { command = files.describe(plan) }))
+  row.config = row.config or data.row.config
   return M.new(data.context, row)
 end
 
@@ -449,14 +435,19 @@ function methods:popen(...) return select(2, via(self, "popen", "popen", ...)) e
 ---@return bough.instance
 function methods:boot(...) return select(2, via(self, "boot", "boot", ...)) end
 
---- What differs from another image: added, changed and deleted paths. Waits.
-function methods:diff(other)
-  local uuid = select(2, located(other, "diff"))
-  return select(2, via(self, "diff", "diff", uuid))
+--- Writes the image out, for skopeo, podman and docker. Waits. Raises `exists`.
+---@param path string a directory to make, or a file where it ends in ".tar" or the format is "docker"
+---@param opts { format: "oci"|"docker"|nil, layers: "chain"|"one"|nil, compress: "gzip"|"zstd"|"none"|nil,
+---  tag: string?, name: string?, on_progress: fun(event: bough.progress_event)? }? layers: the image's chain
+---  (default), or one; compress: gzip for oci, none for docker; tag: its name there, default the image's
+---@return string path
+function methods:export(path, opts)
+  local handle = located(self, "export")
+  if handle.pack == nil then
+    raise("unsupported", "export", "this engine cannot write images out yet")
+  end
+  return require "bough.export".write(self, path, opts, handle)
 end
-
---- Writes the image out as an OCI layout. Waits.
-function methods:export(path) return select(2, via(self, "export", "export", path)) end
 
 function meta:__index(name)
   local method = methods[name]
@@ -487,6 +478,7 @@ function meta:__tostring()
   elseif result then
     if not row.uuid then words[#words + 1] = "disposable" end
     words[#words + 1] = "exit " .. tostring(result.exit_code)
+    if data.cached then words[#words + 1] = "cached" end
     if result.timed_out then words[#words + 1] = "timed out" end
   elseif data.failure then
     words[#words + 1] = "failed"

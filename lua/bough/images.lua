@@ -4,6 +4,9 @@ local core = require "bough.core"
 local check = require "bough.check"
 local errors = require "bough.error"
 local image = require "bough.image"
+local platform = require "bough.platform"
+local progress = require "bough.progress"
+local source = require "bough.source"
 
 local M = {}
 
@@ -152,10 +155,6 @@ local function missing(handle, ref, op)
   end
   local near = errors.nearest(ref, tags)
   if near then raise("not_found", op, "no image %s: did you mean %s?", quote(ref), quote(near)) end
-  if ref:find("://", 1, true) or ref:find("^[%w-]+%.[%w.-]+/") then
-    raise("unsupported", op, "%s: images from a registry are not available yet: import a directory or"
-      .. " a tarball", quote(ref))
-  end
   raise("not_found", op, "no image %s: it is no tag, uuid, directory or archive", quote(ref))
 end
 
@@ -171,57 +170,108 @@ function methods:get(ref)
   return image.new(context, row)
 end
 
--- Asks by opening "path/.", which works for a directory, fails with ENOTDIR for anything else that is
--- there, and never blocks as opening a fifo would.
-local function path_kind(path)
-  local directory, message, number = io.open(path .. "/.", "r")
-  if directory then
-    directory:close()
-    return "directory"
+---@class bough.import_options
+---@field tag string? default for images from a registry: the name they have there
+---@field max_bytes (integer|string)? larger trees raise `resource`
+---@field max_files integer? trees of more files raise `resource`
+---@field format string? what the path holds, where that is not to be found out: "directory", "tarball",
+---  "oci", "oci-archive", "docker-archive"
+---@field platform string? "linux/arm64": of an image for several, this one, instead of this machine's
+---@field username string? for a registry; default: what `docker login` stored
+---@field password string?
+---@field insecure boolean? a registry without TLS, or with a certificate that nobody vouches for
+---@field on_progress fun(event: bough.progress_event)?
+
+local import_keys = {
+  "tag", "max_bytes", "max_files", "format", "platform", "username", "password", "insecure", "on_progress",
+}
+local use_keys = { "strict", table.unpack(import_keys) }
+
+local function credential(value, op, name)
+  if value ~= nil and (type(value) ~= "string" or value == "" or value:find("[%c]")) then
+    raise("invalid", op, "%s must be a string without control characters", name) -- never shown
   end
-  if number == 20 then return "archive" end
-  return nil, number == 13 and "denied" or "not_found", message, number
+  return value
 end
 
---- Brings an image in: `"busybox"` (the machine's own), a directory, or a root file system as a tarball
---- (plain, gzip, xz, zstd). Waits. Raises `not_found` naming what is missing, `corrupt` for a bad archive.
----@param source string
----@param opts { tag: string?, max_bytes: (integer|string)? }? max_bytes: larger trees raise `resource`
----@return bough.image
-function methods:import(source, opts)
-  local context = context_of(self, "import")
-  opts = errors.check_keys("import", opts, { "tag", "max_bytes" })
-  local tag = check.tag(opts.tag, "import")
-  local most = opts.max_bytes ~= nil and check.size(opts.max_bytes, "import", "max_bytes", 1) or nil
-  if type(source) ~= "string" or source == "" or source:find("\0", 1, true) then
-    raise("invalid", "import", 'expected "busybox" or a path, got %s', quote(source))
+local function import_options(opts, op, known)
+  opts = errors.check_keys(op, opts, known)
+  local max_files = opts.max_files
+  if max_files ~= nil and (math.type(max_files) ~= "integer" or max_files < 1) then
+    raise("invalid", op, "max_files must be a positive integer, got %s", quote(max_files))
   end
-  if check.is_uuid(source) then
-    raise("invalid", "import", "%s is a uuid: images:get finds images that are here already", source)
+  local all = {
+    op = op, tag = check.tag(opts.tag, op),
+    max_bytes = opts.max_bytes ~= nil and check.size(opts.max_bytes, op, "max_bytes", 1) or nil,
+    max_files = max_files, format = opts.format,
+    platform = opts.platform ~= nil and platform.parse(opts.platform, op) or nil,
+    username = credential(opts.username, op, "username"),
+    password = credential(opts.password, op, "password"),
+    insecure = check.boolean(opts.insecure, op, "insecure"),
+    on_progress = check.callback(opts.on_progress, op, "on_progress"),
+  }
+  if (all.username == nil) ~= (all.password == nil) then
+    raise("invalid", op, "username and password go together: %s is missing",
+      all.username and "password" or "username")
+  end
+  return all
+end
+
+-- What has no meaning for this kind of source must not be passed over in silence.
+local function check_meaning(name, opts, op)
+  local kind = name.kind
+  if kind ~= "registry" then
+    for _, key in ipairs { "username", "insecure" } do
+      if opts[key] then raise("invalid", op, "%s: %s is no registry", key, quote(name.text)) end
+    end
+  end
+  if opts.platform and (kind == "busybox" or kind == "directory" or kind == "tarball") then
+    raise("invalid", op, "platform: %s says nothing of platforms", quote(name.text))
+  end
+end
+
+-- The engine brings the program and a shell; its other names it makes itself.
+local function busybox(context, handle, opts)
+  local job <close> = handle:import("busybox", nil, {}) -- until it is closed, no gc takes its image
+  local row = progress.follow(job, opts.on_progress, { op = "import", item = "busybox" })
+  return image.new(context, row):run { "/bin/busybox", "--install", "-s", tag = opts.tag, check = true }
+end
+
+local function bring(context, handle, name, opts)
+  check_meaning(name, opts, opts.op)
+  if name.kind == "busybox" then return busybox(context, handle, opts) end
+  return image.new(context, source.bring(handle, name, opts))
+end
+
+--- Brings an image in: `"busybox"` (the machine's own); a directory or a tarball with a root file system
+--- (plain, gzip, xz, zstd); what `docker save` wrote; an OCI layout, as a directory or a tar; or one from a
+--- registry, `"docker.io/library/debian:12"`. `"oci:path:name"`, `"oci-archive:path:name"` and
+--- `"docker-archive:path:name"` pick one image of several. Waits. Raises `not_found` naming what is missing,
+--- `corrupt` for what is broken.
+---@param text string
+---@param opts bough.import_options?
+---@return bough.image
+function methods:import(text, opts)
+  local context = context_of(self, "import")
+  opts = import_options(opts, "import", import_keys)
+  if type(text) ~= "string" or text == "" or text:find("\0", 1, true) then
+    raise("invalid", "import", 'expected "busybox", a path or an image in a registry, got %s', quote(text))
+  end
+  if check.is_uuid(text) then
+    raise("invalid", "import", "%s is a uuid: images:get finds images that are here already", text)
   end
   local handle = context:handle("import")
-  if source == "busybox" then
-    -- the engine brings the program and a shell; its other names it makes itself
-    local bare = image.new(context, handle:import("busybox", nil, {}))
-    return bare:run { "/bin/busybox", "--install", "-s", tag = tag, check = true }
-  end
-  local kind, trouble, message, number = path_kind(source)
-  if not kind then
-    if trouble == "not_found" and (source:find("://", 1, true) or source:find("^[%w-]+%.[%w.-]+/")) then
-      raise("unsupported", "import", "%s: images from a registry are not available yet: import a"
-        .. " directory or a tarball", quote(source))
-    end
-    local reason = trouble == "denied" and "permission denied" or "no such directory or archive"
-    error(errors.new(trouble, "import", { errno = number, cause = message }, "%s: %s", quote(source),
-      reason), 0)
-  end
-  return image.new(context, handle:import(kind, source, { tag = tag, max_bytes = most }))
+  local name, trouble = source.find(text, "import", opts.format)
+  if not name then source.missing(text, "import", trouble) end
+  opts.tag = opts.tag or source.own_tag(name, "import")
+  return bring(context, handle, name, opts)
 end
 
 --- The image to start from: a tag or uuid that is here; `"busybox"`, built on first use from the
---- machine's own; or a path, imported. With `tag` the import is done once and found again. Waits.
+--- machine's own; or whatever `import` takes. With `tag`, and from a registry, the import is done once and
+--- found again. Waits.
 ---@param ref string
----@param opts { tag: string?, strict: boolean? }? strict: only what is here already
+---@param opts bough.import_options|{ strict: boolean? }|nil strict: only what is here already
 ---@return bough.image
 function methods:use(ref, opts)
   local context = context_of(self, "use")
@@ -232,22 +282,28 @@ function methods:use(ref, opts)
     return ref
   end
   ref = reference(ref, "use")
-  opts = errors.check_keys("use", opts, { "tag", "strict" })
-  local strict = check.boolean(opts.strict, "use", "strict")
-  local tag = check.tag(opts.tag, "use")
+  local strict = check.boolean(type(opts) == "table" and opts.strict or nil, "use", "strict")
+  opts = import_options(opts, "use", use_keys)
   local handle = context:handle("use")
 
   -- one at a time: two tasks that want busybox get the same one
   context.importing = context.importing or core.queue()
-  local row = handle:resolve(tag or ref)
+  local row = handle:resolve(opts.tag or ref)
   if row then return image.new(context, row) end
-  local kind, trouble = path_kind(ref)
-  local importable = ref == "busybox" or kind or trouble == "denied"
-  if strict or check.is_uuid(ref) or not importable then missing(handle, ref, "use") end
+  local name, trouble
+  if not check.is_uuid(ref) then name, trouble = source.find(ref, "use", opts.format) end
+  if not name and trouble and trouble.kind == "denied" and not strict then
+    source.missing(ref, "import", trouble)
+  end
+  local tag = opts.tag or name and (source.own_tag(name, "use") or (name.kind == "busybox" and ref)) or nil
+  if tag and tag ~= ref then row = handle:resolve(tag) end
+  if row then return image.new(context, row) end
+  if strict or not name then missing(handle, ref, "use") end
   local _ <close> = context.importing:acquire()
   row = handle:resolve(tag or ref)
   if row then return image.new(context, row) end
-  return self:import(ref, { tag = tag or (ref == "busybox" and ref or nil) })
+  opts.op, opts.tag = "import", tag
+  return bring(context, handle, name, opts)
 end
 
 --- Drops an image from the store; refused (kind `state`) while it has children or a tag. Waits.

@@ -5,6 +5,8 @@
 
 local check = require "bough.check"
 local errors = require "bough.error"
+local cache = require "bough.cache"
+local files = require "bough.files"
 
 local M = {}
 
@@ -69,7 +71,40 @@ local function argument(value, op, what)
   return value
 end
 
-local function build_argv(options, count, op)
+-- Appends options.args to a command.
+local function add_args(argv, args, op)
+  if type(args) == "string" then
+    raise("invalid", op, "args must be an array of strings, got the string %s: write args = { %s }",
+      quote(args), quote(args))
+  elseif args ~= nil and type(args) ~= "table" then
+    raise("invalid", op, "args must be an array of strings, got %s", quote(args))
+  end
+  local seen, before = 0, #argv
+  for key in pairs(args or {}) do
+    if math.type(key) ~= "integer" or key < 1 then
+      raise("invalid", op, "args must be an array, but has the key %s", quote(key))
+    end
+    seen = math.max(seen, key)
+  end
+  for i = 1, seen do argv[before + i] = argument(args[i], op, ("args[%d]"):format(i)) end
+  return argv
+end
+
+-- What the image runs when it is told nothing, or only arguments.
+local function image_command(args, image, op)
+  local entrypoint, cmd = image and image.entrypoint, image and image.cmd
+  if args ~= nil then
+    if not entrypoint then
+      raise("invalid", op, "args given without command%s",
+        image and ", and the image has no entrypoint" or "")
+    end
+    return add_args({ table.unpack(entrypoint) }, args, op)
+  end
+  local argv = { table.unpack(entrypoint or {}) }
+  return table.move(cmd or {}, 1, #(cmd or {}), #argv + 1, argv)
+end
+
+local function build_argv(options, count, op, image)
   local argv = {}
   if options.shell ~= nil then
     if count > 0 or options.command ~= nil then
@@ -93,21 +128,9 @@ local function build_argv(options, count, op)
         .. " command in the array part")
     end
     argv[1] = argument(options.command, op, "command")
-    local args = options.args
-    if type(args) == "string" then
-      raise("invalid", op, "args must be an array of strings, got the string %s: write args = { %s }",
-        quote(args), quote(args))
-    elseif args ~= nil and type(args) ~= "table" then
-      raise("invalid", op, "args must be an array of strings, got %s", quote(args))
-    end
-    local seen = 0
-    for key in pairs(args or {}) do
-      if math.type(key) ~= "integer" or key < 1 then
-        raise("invalid", op, "args must be an array, but has the key %s", quote(key))
-      end
-      seen = math.max(seen, key)
-    end
-    for i = 1, seen do argv[i + 1] = argument(args[i], op, ("args[%d]"):format(i)) end
+    add_args(argv, options.args, op)
+  elseif count == 0 then
+    argv = image_command(options.args, image, op)
   else
     if options.args ~= nil then
       raise("invalid", op, "args given without command")
@@ -209,23 +232,26 @@ end
 --- Checks and normalises one call's options.
 ---@param command string|table shell line, or the options table with the command in its array part
 ---@param options table? with a shell line: its options
----@param within { op: string, defaults: table?, live: boolean? }? op for messages; a session's defaults;
----  `live`: pipes may be asked for (popen, exec)
----@return table spec what engines take
+---@param within { op: string, defaults: table?, image: bough.image_defaults?, live: boolean? }? op for
+---  messages; a session's defaults; under them the image's; `live`: pipes may be asked for (popen, exec)
+---@return table spec what engines take, but `files`, a plan of bough.files, and `cache`
 ---@return { check: boolean, queue: boolean } policy what the caller does about it
 function M.spec(command, options, within)
   local op = within and within.op or "run"
   local defaults = within and within.defaults or {}
   local live = within ~= nil and within.live or false
+  local image = within and within.image
+  local from_image = image or {}
   options = M.fold(command, options, op)
-  local argv = build_argv(options, positional_count(options, op), op)
+  local argv = build_argv(options, positional_count(options, op), op, image)
+  local cwd = check.cwd(options.cwd, op) or defaults.cwd or from_image.cwd
 
   local spec = {
     argv = argv,
     command = M.describe(argv),
-    env = merged(check.env(options.env, op), defaults.env),
-    cwd = check.cwd(options.cwd, op) or defaults.cwd,
-    user = check.user(options.user, op) or defaults.user,
+    env = merged(merged(check.env(options.env, op), defaults.env), check.env(from_image.env, op)),
+    cwd = cwd,
+    user = check.user(options.user, op) or defaults.user or check.user(from_image.user, op),
     hostname = check.hostname(options.hostname, op) or defaults.hostname,
     stdin = check.stdin(options.stdin, op, live),
     stdout = check.output(options.stdout, op, "stdout", live),
@@ -237,7 +263,7 @@ function M.spec(command, options, within)
       or defaults.truncate_output_at or OUTPUT_LIMIT,
     limits = merged(check.limits(options.limits, op), defaults.limits),
     network = check.network(options.network, op) or defaults.network or "none",
-    files = check.table(options.files, op, "files"),
+    files = files.option(options.files, op, cwd),
     pty = check.pty(options.pty, op),
     cache = check.boolean(options.cache, op, "cache") or nil,
     on_progress = check.callback(options.on_progress, op, "on_progress"),
@@ -248,6 +274,7 @@ function M.spec(command, options, within)
     raise("invalid", op, "tag = %s with disposable = true: a disposable run leaves no image to tag",
       quote(spec.tag))
   end
+  if spec.cache then cache.check(spec, op) end
 
   local function either(name)
     local own = check.boolean(options[name], op, name)

@@ -14,7 +14,8 @@ local wrap, unwrap -- values on their way out and in
 
 local plain = {
   ["bough.error"] = true, ["bough.file"] = true, ["bough.bytes"] = true, ["bough.dir"] = true,
-  ["bough.symlink"] = true,
+  ["bough.symlink"] = true, ["bough.uploaded"] = true, ["bough.match"] = true, ["bough.change"] = true,
+  ["bough.diff"] = true,
 }
 local constants = { [core.PIPE] = true, [core.INHERIT] = true, [core.STDOUT] = true }
 

@@ -50,6 +50,7 @@
 ---@field stdout string? nil when it was not captured
 ---@field stderr string?
 ---@field truncated { stdout: integer?, stderr: integer? } bytes dropped; empty when nothing was
+---@field cached boolean? with `cache = true`: whether this is the result of an earlier run
 ---@field resources { user_time: number, system_time: number, max_rss: integer }
 
 ---@class bough.constant
@@ -133,6 +134,120 @@ function task:cancel() end
 --- Cancels without waiting. `<close>` cancels and joins.
 function task:close() end
 
+---@param text string
+---@return string hex 64 digits
+function core.sha256(text) end
+--- Reads on another thread. Waits.
+---@param path string
+---@return string hex
+---@return integer size
+function core.sha256_file(path) end
+--- "x86_64", as the kernel says it.
+---@return string
+function core.machine() end
+---@param fd integer
+---@return boolean
+function core.is_terminal(fd) end
+
+---@class bough.stat
+---@field name string? in lists
+---@field kind "file"|"dir"|"symlink"|"fifo"|"socket"|"other"
+---@field size integer
+---@field mode integer permission bits
+---@field uid integer
+---@field gid integer
+---@field mtime number
+---@field symlink_to string?
+
+--- The host's files, on other threads. All wait; all but `stat` raise by errno.
+---@class bough.fs
+core.fs = {}
+---@param path string
+---@param nofollow boolean?
+---@return bough.stat? nil, a message and errno when it cannot be had
+---@return string? message
+---@return integer? errno
+function core.fs.stat(path, nofollow) end
+--- Sorted by name; links are not followed.
+---@param directory string
+---@return bough.stat[]
+function core.fs.list(directory) end
+---@param path string
+---@param max integer? bytes
+---@return string
+function core.fs.read(path, max) end
+--- A new file, mode 0644.
+function core.fs.write(path, data) end
+---@param path string
+---@param mode integer?
+function core.fs.mkdir(path, mode) end
+--- A new directory, mode 0700, named `prefix` and some characters more.
+---@param prefix string
+---@return string path
+function core.fs.temp_dir(prefix) end
+--- A file or a tree; what is not there is fine.
+---@param path string
+function core.fs.remove(path) end
+---@param from string
+---@param to string
+---@param no_replace boolean?
+function core.fs.rename(from, to, no_replace) end
+
+--- Work that goes on whether anybody waits or not.
+---@class bough.job
+local job = {}
+--- The result when it is over, nil when `seconds` have passed first; raises the work's failure. Waits.
+--- Repeatable.
+---@param seconds number?
+---@return any
+function job:wait(seconds) end
+---@return integer done
+---@return integer total 0 while it is not known
+function job:progress() end
+--- Cancels; does nothing when it is over. Never waits. `<close>` does it too.
+function job:close() end
+
+--- Makes a client for requests over HTTP. All that waits can be cancelled.
+---@param opts { user_agent: string?, ca_file: string?, max_connections: integer?, verify: boolean? }?
+---@return bough.http
+function core.http(opts) end
+
+---@class bough.http_request
+---@field url string
+---@field method string? default GET, or POST with a body
+---@field headers table<string, string>?
+---@field body string|{ path: string, offset: integer?, size: integer? }|nil
+---@field sink userdata? a `core.sink`, which takes the content
+---@field max_bytes integer? of a content in memory; default 16 MiB
+---@field follow integer? redirects; default 10
+---@field timeout number?
+---@field connect_timeout number?
+---@field stall_timeout number? without a byte
+---@field username string?
+---@field password string?
+---@field bearer string?
+
+---@class bough.http_answer
+---@field status integer
+---@field headers table<string, string> names in lower case
+---@field url string after redirects
+---@field body string? unless it went into a sink
+
+---@class bough.http
+local http = {}
+--- Waits.
+---@param request bough.http_request
+---@return bough.http_answer
+function http:request(request) end
+---@param request bough.http_request
+---@return bough.job transfer its result an answer
+function http:start(request) end
+--- Waits for the headers.
+---@param request bough.http_request
+---@return userdata stream status, headers; `read(n?)`, `close()`
+function http:open(request) end
+function http:close() end
+
 --- Starts the embedded engine. Waits for its keeper. Raises `denied`, `resource`, `unsupported`, `corrupt`.
 ---@param opts { home: string?, keeper: string?, spare: integer?, limits: table? }
 ---@return bough.local
@@ -147,6 +262,7 @@ function core.open_local(opts) end
 ---@field created_at number
 ---@field size integer bytes of its own layer
 ---@field depth integer?
+---@field config string? JSON: what the image says about runs, as bough.image_defaults has it
 ---@field result bough.result?
 
 ---@class bough.local the embedded engine as a driver; all methods wait
@@ -164,8 +280,55 @@ function driver:remove(uuid) end
 ---@param kind "busybox"|"directory"|"archive"
 ---@param source string?
 ---@param opts { tag: string? }
----@return bough.row
+---@return bough.job job its result a row
 function driver:import(kind, source, opts) end
+
+---@class bough.item what is to be put in place
+---@field path string absolute
+---@field kind "file"|"dir"|"symlink"
+---@field mode integer? permission bits; -1: the local file's
+---@field uid integer
+---@field gid integer
+---@field mtime number? default: the local file's, or now
+---@field source string? local path
+---@field content string?
+---@field digest string? of an upload
+---@field target string? of a symbolic link
+
+--- Reads what is to go in, and keeps what is new.
+---@param items bough.item[]
+---@return bough.job job its result a bough.staged
+function driver:stage(items) end
+---@param uuid string
+---@param staged bough.staged
+---@param opts { tag: string?, command: string? }
+---@return bough.job job its result a row
+function driver:put_files(uuid, staged, opts) end
+---@param key string
+---@return bough.row? row of an earlier run that went well
+function driver:cached(key) end
+---@param item bough.item without a path
+---@return bough.job job its result { sha256, size, new }
+function driver:upload(item) end
+---@return boolean
+function driver:has_file(sha256) end
+---@return bough.blob_stream
+function driver:open(uuid, path) end
+--- A regular file to a local path where nothing is.
+---@return bough.job job its result { bytes }
+function driver:save(uuid, path, destination) end
+--- A tree into an empty local directory.
+---@return bough.job job its result { bytes, files, skipped }
+function driver:extract(uuid, path, directory) end
+--- Looks through a tree, as bough-look does with these arguments.
+---@param uuid string
+---@param args string[] "list", "grep" or "diff" and options
+---@param opts { other: string? }? for diff: the other image
+---@return bough.look
+function driver:look(uuid, args, opts) end
+--- Merges what is due of an image's layers.
+---@return bough.job job its result { merged }
+function driver:compact(uuid) end
 --- Returns when the command has been started.
 ---@param uuid string
 ---@param spec table from bough.options
@@ -182,6 +345,36 @@ function driver:info() end
 ---@return { images: integer, layers: integer, bytes: integer }
 function driver:gc(keep, dry) end
 function driver:close() end
+
+---@class bough.staged
+---@field digest string of all that was staged
+---@field count integer
+---@field copied_files integer what was new
+---@field copied_bytes integer
+local staged = {}
+--- Whoever uses it holds on to it by themselves.
+function staged:close() end
+
+---@class bough.blob_stream
+---@field size integer
+local blob_stream = {}
+--- What is there, at most `n` bytes; nil at the end. Waits.
+---@param n integer? default 256 KiB
+---@return string?
+function blob_stream:read(n) end
+function blob_stream:close() end
+
+---@class bough.look
+local look = {}
+--- The next records, nil behind the last. Waits. Raises what stopped it.
+---@return table[]?
+function look:next() end
+--- Three counts, after the end.
+---@return integer
+---@return integer
+---@return integer
+function look:numbers() end
+function look:close() end
 
 ---@class bough.run
 ---@field running boolean
@@ -242,7 +435,7 @@ function session:start(command, opts) end
 --- Waits for what run or start began last. Repeatable.
 ---@return bough.image
 function session:wait() end
---- Puts files in place. Waits.
+--- Puts files in place, as image:apply_files does, and moves to the image that has them. Waits.
 ---@return bough.session self
 function session:apply_files(...) end
 --- Tags the image where it stands, nil untags. Waits.
@@ -285,14 +478,33 @@ function session:walk(path) end
 function session:stream(path) end
 ---@param source string
 ---@param destination string?
+---@param opts { on_progress: function? }?
 ---@return string path
-function session:download(source, destination) end
+function session:download(source, destination, opts) end
+---@param path string
+---@return bough.entry
+function session:stat(path) end
+---@param opts bough.find_options?
+---@return bough.entry[]
+function session:find(opts) end
+---@param pattern string
+---@return string[]
+function session:glob(pattern) end
+---@param pattern string|string[]
+---@param opts bough.grep_options?
+---@return { matches: bough.match[], truncated: boolean, files: integer }
+function session:grep(pattern, opts) end
 ---@return bough.image?
 function session:parent() end
 ---@return bough.image[]
 function session:children() end
+---@param other bough.image|bough.session|string
+---@return bough.diff
 function session:diff(other) end
-function session:export(path) end
+---@param path string
+---@param opts table?
+---@return string path
+function session:export(path, opts) end
 ---@return bough.process
 function session:popen(...) end
 ---@return bough.instance

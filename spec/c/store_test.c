@@ -852,6 +852,400 @@ static void test_sweep(void)
     bough_store_close(s);
 }
 
+/* ---- layers without an image ---- */
+
+static int64_t add_layer(struct bough_store *s, int64_t parent, const char *chain, int *result)
+{
+    int64_t id = stage(s);
+    int rc = bough_store_layer_add(s, &id, parent, 7, 1, chain, &err);
+    if (result)
+        *result = rc;
+    return rc < 0 ? -1 : id;
+}
+
+/* Makes the image a name for a layer that is there. */
+static int name_layer(struct bough_store *s, int64_t layer, const char *parent, const char *tag,
+                      struct bough_image *out)
+{
+    *out = (struct bough_image){.origin = "files", .layer = layer, .tag = tag ? strdup(tag) : NULL};
+    if (parent)
+        strcpy(out->parent, parent);
+    return bough_store_commit(s, out, 0, 0, 0, 0, &err);
+}
+
+static void test_layers(void)
+{
+    const char *home = fresh_home();
+    struct bough_store *a = open_store(home), *b = open_store(home);
+    struct bough_image image;
+    struct bough_gc out;
+    int rc;
+    int64_t found_id = 0, *ids;
+    int64_t below = add_layer(a, 0, "sha256:aa", &rc);
+    check(below > 0 && rc == 0 && layer_there(a, below), "a layer without an image is sealed");
+    int64_t plain = add_layer(a, below, NULL, &rc);
+    check(plain > 0 && bough_store_stack(a, plain, &ids, &err) == 2 && ids[0] == plain &&
+              ids[1] == below,
+          "and has a stack");
+    free(ids);
+    check(bough_store_layer_find(b, "sha256:aa", &found_id, &err) == 1 && found_id == below,
+          "another opening finds it by its chain");
+    check(bough_store_layer_find(b, "sha256:bb", &found_id, &err) == 0, "and no other");
+    int64_t mine = stage(b), kept = mine;
+    check(bough_store_layer_add(b, &kept, 0, 7, 1, "sha256:aa", &err) == 1 && kept == below &&
+              !layer_there(b, mine) &&
+              exists(path_of("%s/tmp/%s/%lld/fs", home, bough_store_owner(b), (long long)mine)),
+          "a chain that is there wins, and leaves the staged one to the caller");
+    int64_t bad = stage(b);
+    check(bough_store_layer_add(b, &bad, 999999, 0, 0, NULL, &err) == -1 &&
+              err.kind == BOUGH_ERR_state && !layer_there(b, bad),
+          "refuses to lie on a layer that is not there: %s", err.msg);
+    bad = 424242;
+    check(bough_store_layer_add(b, &bad, 0, 0, 0, NULL, &err) == -1 &&
+              err.kind == BOUGH_ERR_not_found,
+          "or to seal one that was never staged: %s", err.msg);
+    bad = 0;
+    check(bough_store_layer_add(b, &bad, 0, 0, 0, NULL, &err) == -1 &&
+              err.kind == BOUGH_ERR_invalid,
+          "%s", err.msg);
+
+    check(gc(a, NULL, 0, &out) == 0 && out.layers == 0 && gc(b, NULL, 0, &out) == 0 &&
+              out.layers == 0 && image_whole(a, plain),
+          "no gc takes what somebody holds, nor what is below it");
+    bough_store_layer_release(a, plain);
+    check(gc(b, NULL, 0, &out) == 0 && out.layers == 1 && out.bytes == 7 && !layer_there(a, plain),
+          "released, it goes");
+    bough_store_layer_release(a, below);
+    bough_store_layer_release(b, below);
+    check(gc(a, NULL, 0, &out) == 0 && out.layers == 0, "leases are counted");
+    bough_store_layer_release(b, below);
+    bough_store_layer_release(b, below);
+    check(gc(a, NULL, 0, &out) == 0 && out.layers == 1 && !layer_there(a, below),
+          "the last one decides");
+    check(bough_store_layer_find(a, "sha256:aa", &found_id, &err) == 0, "its chain goes with it");
+    check(bough_store_stack(a, below, &ids, &err) == -1, "so does its stack");
+
+    below = add_layer(a, 0, "sha256:aa", &rc);
+    check(rc == 0 && name_layer(a, below, NULL, "base", &image) == 0, "an image takes it over");
+    bough_store_layer_release(a, below);
+    check(gc(b, NULL, 0, &out) == 0 && out.layers == 0 && image_whole(b, image.layer),
+          "and needs no lease then");
+    int64_t layer, fresh, count;
+    struct bough_image run;
+    check(bough_store_layer_ids(a, 1, &err) > 0 &&
+              bough_store_quick(a, image.uuid, &layer, &ids, &count, &fresh) && count == 1 &&
+              layer == below,
+          "a run on it starts at once");
+    free(ids);
+    int64_t files = add_layer(a, below, NULL, &rc);
+    run = (struct bough_image){.origin = "run", .layer = stage(a)};
+    strcpy(run.parent, image.uuid);
+    check(bough_store_commit(a, &run, run.layer, files, 1, 1, &err) == 0 &&
+              bough_store_stack(a, run.layer, &ids, &err) == 3 && ids[1] == files,
+          "a run may lie on files that were put over its parent");
+    free(ids);
+    bough_store_layer_release(a, files);
+    const char *keep[] = {run.uuid};
+    check(gc(a, keep, 1, &out) == 0 && out.layers == 0 && image_whole(a, run.layer),
+          "which stay with it");
+    bough_image_clear(&run);
+    bough_image_clear(&image);
+
+    /* Whoever dies lets go. */
+    int pipes[2];
+    char good = 'n';
+    if (pipe(pipes))
+        return;
+    pid_t pid = fork();
+    if (pid == 0) {
+        struct bough_store *c = bough_store_open(home, "trusted", &err);
+        good = c && add_layer(c, below, "sha256:cc", NULL) > 0 ? 'y' : 'n';
+        if (write(pipes[1], &good, 1) == 1)
+            pause();
+        _exit(1);
+    }
+    bool told = read(pipes[0], &good, 1) == 1;
+    close(pipes[0]);
+    close(pipes[1]);
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    long dead;
+    check(told && good == 'y' && sweep(a, &dead, NULL) == 0 && dead == 1 &&
+              bough_store_layer_find(a, "sha256:cc", &found_id, &err) == 1,
+          "a layer survives its maker");
+    bough_store_layer_release(a, found_id);
+    check(gc(a, NULL, 0, &out) == 0 && !layer_there(a, found_id), "its lease does not");
+    bough_store_close(b);
+    bough_store_close(a);
+    check(integrity_good(home), "the database is sound");
+}
+
+static void test_layer_merges(void)
+{
+    struct bough_store *s = open_store(fresh_home());
+    int64_t named = 0, plain = 0, *ids;
+    for (int i = 0; i < 10; i++)
+        named = add_layer(s, named, path_of("sha256:%d", i), NULL);
+    check(merge_all(s, named, NULL) == 0, "layers with a chain are not merged");
+    plain = named;
+    for (int i = 0; i < 8; i++)
+        plain = add_layer(s, plain, NULL, NULL);
+    check(merge_all(s, plain, NULL) == 1 && bough_store_stack(s, plain, &ids, &err) == 11,
+          "those without are");
+    free(ids);
+    bough_store_close(s);
+}
+
+/* ---- configs and the run cache ---- */
+
+static bool config_is(struct bough_store *s, const char *ref, const char *config)
+{
+    struct bough_image image;
+    if (bough_store_get(s, ref, &image, &err) != 1)
+        return false;
+    bool same = config ? image.config && strcmp(image.config, config) == 0 : !image.config;
+    bough_image_clear(&image);
+    return same;
+}
+
+static int commit_run(struct bough_store *s, const char *parent, struct bough_image *out)
+{
+    strcpy(out->origin, "run");
+    strcpy(out->parent, parent);
+    return bough_store_commit(s, out, 0, 0, 0, 0, &err);
+}
+
+static long config_rows(const char *home)
+{
+    sqlite3 *db;
+    sqlite3_stmt *stmt = NULL;
+    long rows = -1;
+    sqlite3_open(path_of("%s/bough.db", home), &db);
+    if (sqlite3_prepare_v2(db, "SELECT count(*) FROM configs", -1, &stmt, NULL) == SQLITE_OK &&
+        sqlite3_step(stmt) == SQLITE_ROW)
+        rows = (long)sqlite3_column_int64(stmt, 0);
+    sqlite3_finalize(stmt);
+    sqlite3_close(db);
+    return rows;
+}
+
+static void test_configs(void)
+{
+    const char *home = fresh_home();
+    struct bough_store *s = open_store(home);
+    struct bough_image base = {.origin = "import", .tag = strdup("base")}, other = {0};
+    struct bough_image child = {0}, grandchild = {0}, none = {0}, own = {0};
+    base.config = strdup("{\"cwd\":\"/src\"}");
+    other.tag = strdup("other");
+    other.config = strdup("{}");
+    strcpy(other.origin, "import");
+    strcpy(none.origin, "import");
+    check(bough_store_commit(s, &base, 0, 0, 0, 0, &err) == 0 &&
+              bough_store_commit(s, &other, 0, 0, 0, 0, &err) == 0 &&
+              config_is(s, "base", "{\"cwd\":\"/src\"}") && config_is(s, "other", "{}"),
+          "an image brings its config along");
+    check(commit_run(s, base.uuid, &child) == 0 && child.config &&
+              strcmp(child.config, base.config) == 0 && config_is(s, child.uuid, base.config),
+          "a run has its parent's");
+    check(commit_run(s, child.uuid, &grandchild) == 0 && config_is(s, grandchild.uuid, base.config),
+          "and so on");
+    own.config = strdup("{}");
+    check(commit_run(s, child.uuid, &own) == 0 && config_is(s, own.uuid, "{}"),
+          "unless it has one of its own");
+    check(bough_store_commit(s, &none, 0, 0, 0, 0, &err) == 0 && !none.config &&
+              config_is(s, none.uuid, NULL),
+          "without one there is none");
+    struct bough_image *list;
+    long with = 0, count = bough_store_list(s, &(struct bough_filter){.brief = true}, &list, &err);
+    for (long i = 0; i < count; i++) {
+        with += list[i].config != NULL;
+        bough_image_clear(&list[i]);
+    }
+    free(list);
+    check(count == 6 && with == 5, "a list tells them");
+    check(config_rows(home) == 2, "every text is there once");
+    struct bough_store *t = open_store(home);
+    struct bough_image late = {0};
+    check(commit_run(t, other.uuid, &late) == 0 && config_is(t, late.uuid, "{}"),
+          "another opening inherits too");
+    bough_store_close(t);
+    bough_store_untag(s, "base", &err);
+    bough_store_untag(s, base.uuid, &err);
+    check(gc(s, NULL, 0, NULL) == 0 && config_rows(home) == 1 && config_is(s, "other", "{}"),
+          "gc drops the texts that no image has");
+    bough_image_clear(&base);
+    bough_image_clear(&other);
+    bough_image_clear(&child);
+    bough_image_clear(&grandchild);
+    bough_image_clear(&none);
+    bough_image_clear(&own);
+    bough_image_clear(&late);
+    bough_store_close(s);
+}
+
+/* What the run cache knows for `key`: the image's uuid, "" for none. */
+static const char *cached(struct bough_store *s, const char *key)
+{
+    static char uuid[BOUGH_UUID_SIZE];
+    struct bough_image image;
+    if (bough_store_cached(s, key, &image, &err) == 1)
+        strcpy(uuid, image.uuid);
+    else
+        uuid[0] = '\0';
+    bough_image_clear(&image);
+    return uuid;
+}
+
+static void cache_run(struct bough_store *s, const char *parent, const char *key,
+                      struct bough_result result, char uuid[BOUGH_UUID_SIZE])
+{
+    struct bough_image image = {.cache_key = strdup(key), .result = result};
+    if (commit_run(s, parent, &image))
+        check(false, "commits a run to remember");
+    strcpy(uuid, image.uuid);
+    bough_image_clear(&image);
+}
+
+static void test_cache(void)
+{
+    const char *home = fresh_home();
+    struct bough_store *s = open_store(home), *other = open_store(home);
+    struct bough_image base;
+    char first[BOUGH_UUID_SIZE], second[BOUGH_UUID_SIZE], unused[BOUGH_UUID_SIZE];
+    const struct bough_result good = {.present = true};
+    struct bough_result bad[6];
+    add_image(s, NULL, "base", &base);
+    check(!*cached(s, "k"), "an unknown key is no hit");
+    cache_run(s, base.uuid, "k", good, first);
+    check(strcmp(cached(s, "k"), first) == 0 && strcmp(cached(other, "k"), first) == 0,
+          "a good run is remembered, for everybody");
+    cache_run(s, base.uuid, "k", good, second);
+    check(strcmp(cached(other, "k"), second) == 0, "a later one takes its place");
+    for (int i = 0; i < 6; i++)
+        bad[i] = good;
+    bad[0].exit_code = 1;
+    bad[1].timed_out = true;
+    bad[2].oom = true;
+    bad[3].stdout_dropped = 1;
+    bad[4].stderr_dropped = 1;
+    bad[5].present = false;
+    for (int i = 0; i < 6; i++)
+        cache_run(s, base.uuid, "bad", bad[i], unused);
+    check(!*cached(s, "bad"), "no run that failed or was cut is");
+    check(gc(s, NULL, 0, NULL) == 0 && strcmp(cached(s, "k"), second) == 0,
+          "what another process was given stays");
+    bough_store_close(other);
+    check(bough_store_remove(s, second, &err) == 0 && !*cached(s, "k"),
+          "a removed image is no hit");
+    cache_run(s, base.uuid, "k", good, first);
+    cache_run(s, base.uuid, "k2", good, second);
+    bough_store_tag(s, second, "kept", &err);
+    check(gc(s, NULL, 0, NULL) == 0 && !*cached(s, "k") && strcmp(cached(s, "k2"), second) == 0,
+          "nor is one that gc has taken");
+    check(integrity_good(home), "the database is sound");
+    bough_image_clear(&base);
+    bough_store_close(s);
+}
+
+/* ---- a store of the first schema ---- */
+
+static const char first_schema[] =
+    "CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;"
+    "INSERT INTO meta VALUES('next_layer',1);"
+    "CREATE TABLE owners(id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE);"
+    "CREATE TABLE layers(id INTEGER PRIMARY KEY, parent INTEGER REFERENCES layers(id),"
+    " level INTEGER NOT NULL, bytes INTEGER NOT NULL, files INTEGER NOT NULL,"
+    " created INTEGER NOT NULL);"
+    "CREATE INDEX layers_parent ON layers(parent);"
+    "CREATE TABLE stand_ins(id INTEGER PRIMARY KEY, top INTEGER NOT NULL REFERENCES layers(id),"
+    " bottom INTEGER NOT NULL REFERENCES layers(id), level INTEGER NOT NULL,"
+    " bytes INTEGER NOT NULL, UNIQUE(top,bottom));"
+    "CREATE INDEX stand_ins_bottom ON stand_ins(bottom);"
+    "CREATE TABLE images(seq INTEGER PRIMARY KEY, uuid TEXT NOT NULL UNIQUE,"
+    " parent INTEGER REFERENCES images(seq), layer INTEGER REFERENCES layers(id),"
+    " origin TEXT NOT NULL, command TEXT, size INTEGER NOT NULL, created INTEGER NOT NULL,"
+    " owner INTEGER NOT NULL, gone INTEGER NOT NULL DEFAULT 0, flags INTEGER NOT NULL,"
+    " exit_code INTEGER, signal INTEGER, elapsed REAL, user_time REAL, system_time REAL,"
+    " max_rss INTEGER, out_dropped INTEGER, err_dropped INTEGER, out BLOB, err BLOB);"
+    "CREATE INDEX images_parent ON images(parent);"
+    "CREATE INDEX images_layer ON images(layer);"
+    "CREATE INDEX images_created ON images(created);"
+    "CREATE TABLE tags(seq INTEGER PRIMARY KEY, tag TEXT NOT NULL UNIQUE,"
+    " image INTEGER NOT NULL REFERENCES images(seq) ON DELETE CASCADE);"
+    "CREATE INDEX tags_image ON tags(image);"
+    "CREATE TABLE leases(image INTEGER NOT NULL REFERENCES images(seq) ON DELETE CASCADE,"
+    " owner INTEGER NOT NULL REFERENCES owners(id) ON DELETE CASCADE,"
+    " PRIMARY KEY(image,owner)) WITHOUT ROWID;"
+    "PRAGMA user_version=1;"
+    "UPDATE meta SET value=65;"
+    "INSERT INTO owners VALUES(7,'123-0123456789abcdef');"
+    "INSERT INTO layers VALUES(1,NULL,100,100,1,1),(2,1,0,50,1,2),(3,2,0,5,1,3);"
+    "INSERT INTO images VALUES"
+    " (3,'00000000-0000-4000-8000-000000000001',NULL,1,'import',NULL,100,10,7,0,0,"
+    "  0,0,0,0,0,0,0,0,NULL,NULL),"
+    " (5,'00000000-0000-4000-8000-000000000002',3,2,'run','make',50,20,7,0,1,"
+    "  2,0,1.5,0.5,0.25,4096,9,0,x'6100620a',x''),"
+    " (6,'00000000-0000-4000-8000-000000000003',5,3,'run',NULL,5,30,7,1,1,"
+    "  0,0,0,0,0,0,0,0,zeroblob(100000),NULL);"
+    "INSERT INTO tags(tag,image) VALUES('base',3),('built',5);"
+    "INSERT INTO leases VALUES(5,7);";
+
+static void test_upgrade(void)
+{
+    static const char built[] = "00000000-0000-4000-8000-000000000002";
+    const char *home = fresh_home();
+    struct bough_image got, run = {0};
+    struct bough_store_info info;
+    bough_store_close(open_store(home));
+    remove(path_of("%s/bough.db-wal", home));
+    remove(path_of("%s/bough.db-shm", home));
+    remove(path_of("%s/bough.db", home));
+    sqlite3 *db;
+    sqlite3_open(path_of("%s/bough.db", home), &db);
+    bool made = sqlite3_exec(db, first_schema, NULL, NULL, NULL) == SQLITE_OK;
+    sqlite3_close(db);
+    for (int i = 1; i <= 3; i++) {
+        mkdir(path_of("%s/layers/%d", home, i), 0700);
+        mkdir(path_of("%s/layers/%d/fs", home, i), 0755);
+    }
+    struct bough_store *s = open_store(home);
+    check(made && s, "a store of the first schema opens");
+    check(bough_store_get(s, "built", &got, &err) == 1 && strcmp(got.uuid, built) == 0 &&
+              strcmp(got.parent, "00000000-0000-4000-8000-000000000001") == 0 && got.layer == 2 &&
+              got.size == 50 && got.created_us == 20 && strcmp(got.command, "make") == 0 &&
+              !got.config,
+          "its images are all there");
+    const struct bough_result *r = &got.result;
+    check(r->present && r->exit_code == 2 && r->elapsed_time == 1.5 && r->user_time == 0.5 &&
+              r->system_time == 0.25 && r->max_rss == 4096 && r->stdout_dropped == 9 &&
+              r->stdout_size == 4 && memcmp(r->stdout_data, "a\0b\n", 4) == 0 && r->has_stderr &&
+              r->stderr_size == 0,
+          "with their results");
+    bough_image_clear(&got);
+    check(!found(s, "00000000-0000-4000-8000-000000000003") &&
+              bough_store_info(s, &info, &err) == 0 && info.images == 2 && info.tags == 2 &&
+              info.layers == 3,
+          "what was removed stays so");
+    run.cache_key = strdup("k");
+    run.config = strdup("{}");
+    run.result.present = true;
+    check(commit_run(s, built, &run) == 0 && config_is(s, run.uuid, "{}") &&
+              strcmp(cached(s, "k"), run.uuid) == 0,
+          "the new columns and tables work");
+    check(stage(s) == 65, "no layer id comes twice");
+    bough_store_tag(s, run.uuid, "tip", &err);
+    struct bough_gc out;
+    check(sweep(s, NULL, NULL) == 0 && gc(s, NULL, 0, &out) == 0 && out.images == 1 &&
+              out.layers == 1 && image_whole(s, 2),
+          "sweep and gc know what is needed");
+    bough_image_clear(&run);
+    bough_store_close(s);
+    check(integrity_good(home), "the database is sound");
+    s = open_store(home);
+    check(s && found(s, "tip") && found(s, "base"), "and opens again");
+    bough_store_close(s);
+}
+
 /* ---- several processes, kills, threads ---- */
 
 static unsigned random_below(unsigned *seed, unsigned limit)
@@ -1368,6 +1762,11 @@ int main(int argc, char **argv)
         test_gc();
         test_leases();
         test_sweep();
+        test_layers();
+        test_layer_merges();
+        test_configs();
+        test_cache();
+        test_upgrade();
         test_hammer();
         test_kills();
         test_threads();

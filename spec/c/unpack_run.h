@@ -1,7 +1,7 @@
 /* unpack_run.h - runs bough-unpack as a child, as one of three users, and looks at what it left.
  *
- * One run at a time: `report`, `status` and the directory `out` belong to the latest. For the one
- * test that includes it. */
+ * One run at a time: `report`, `status` and the directory `out` belong to the latest. For the
+ * tests that include it. */
 #ifndef UNPACK_RUN_H
 #define UNPACK_RUN_H
 
@@ -188,15 +188,6 @@ static bool run_bytes(const void *data, size_t len, const char *const *options)
 {
     out_renew();
     return run_into(data, len, false, options);
-}
-
-/* Ends and unpacks `t`, and frees it. */
-static bool run_tar(struct tar *t)
-{
-    tar_end(t);
-    bool good = run_bytes(t->data, t->len, NULL);
-    tar_free(t);
-    return good;
 }
 
 /* The run has failed in the way it should. */

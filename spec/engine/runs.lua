@@ -44,11 +44,11 @@ return function(open)
         assert.match('"timeout"', problem.message, 1, true)
       end)
 
-      it("not with files yet, which is one clear line", function()
-        local files = { ["/x"] = bough.bytes "y" }
-        local problem = raises("unsupported", base.run, base, { "true", files = files })
-        assert.match("files", tostring(problem), 1, true)
-        raises("unsupported", base.apply_files, base, files)
+      it("not when a file is missing that was to be put in place, which is named", function()
+        local before = #box.images:list()
+        local problem = raises("not_found", base.run, base, { "true", files = { ["/x"] = "./no-such-file" } })
+        assert.match("no-such-file", problem.message, 1, true)
+        assert.equal(before, #box.images:list())
       end)
 
       it("not when the program, directory or user is not there, with its name", function()

@@ -98,13 +98,45 @@ function driver:remove(uuid)
   end
 end
 
+local job_methods = {}
+
+function job_methods:wait(seconds)
+  core.sleep(0.001)
+  if self.closed and not self.over then
+    error(core.error("cancelled", "closed before it was done", {}), 0)
+  end
+  if seconds and self.steps[1] and not self.over then
+    self.done, self.total = table.unpack(table.remove(self.steps, 1))
+    return nil
+  end
+  if not self.over then
+    self.over = true
+    self.good, self.result = pcall(self.work)
+  end
+  if not self.good then error(self.result, 0) end
+  return self.result
+end
+
+function job_methods:progress() return self.done, self.total end
+function job_methods:close() self.closed = true end
+
+local job_meta = { __index = job_methods, __close = job_methods.close }
+
+--- A piece of work as engines hand it out.
+---@param work fun(): any done by the first wait that is not cut short
+---@param steps integer[][]? { done, total } that the waits before it find
+function M.job(work, steps)
+  return setmetatable({ work = work, steps = steps or {}, done = 0, total = 0 }, job_meta)
+end
+
 function driver:import(kind, source, opts)
   self.calls.import = (self.calls.import or 0) + 1
   self.last_import = { kind = kind, source = source, tag = opts.tag }
-  core.sleep(0.001)
-  local row = store(self, { origin = "import" }, { ["/etc/motd"] = "hello\n" })
-  if opts.tag then self:tag(row.uuid, opts.tag) end
-  return copy(row)
+  return M.job(function()
+    local row = store(self, { origin = "import", config = self.config }, { ["/etc/motd"] = "hello\n" })
+    if opts.tag then self:tag(row.uuid, opts.tag) end
+    return copy(row)
+  end)
 end
 
 local commands = {}
@@ -169,6 +201,7 @@ function driver:start(uuid, spec)
   local state = {
     stdout = "", stderr = "", elapsed = 0.0, timeout = spec.timeout, files = copy(self.trees[uuid]),
   }
+  if spec.files then spec.files:put(state.files) end
   local good, row = pcall(execute, spec, state)
   local run = { running = true }
   self.live = self.live + 1
@@ -180,6 +213,7 @@ function driver:start(uuid, spec)
       row.parent_uuid = uuid
       if not spec.disposable then
         store(self, row, state.files)
+        if spec.cache_key and row.result.ok then self.remembered[spec.cache_key] = row.uuid end
         if spec.tag then self:tag(row.uuid, spec.tag) end
       end
     end
@@ -241,10 +275,14 @@ end
 
 function driver:close() self.closed = true end
 
+--- For methods added to the driver: keeps an image with these files, path -> content.
+M.store = store
+
 --- Makes a driver; `methods` adds to what it can do.
 function M.new(methods)
   local made = {
     rows = {}, by_uuid = {}, trees = {}, count = 0, clock = 0, live = 0, calls = {}, closed = false,
+    remembered = {}, pool = {},
   }
   for name, method in pairs(methods or {}) do made[name] = method end
   return setmetatable(made, driver)

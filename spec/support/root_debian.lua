@@ -1,4 +1,5 @@
---- A Debian root file system with a C compiler, make and Lua's source, as a tarball.
+--- Debian root file systems as tarballs: one with a C compiler, make and Lua's source for the tests, and one
+-- of more than 500 MB, nothing taken out, for the benchmarks.
 --
 -- Made once per machine by mmdebstrap from the mirrors that this machine's apt uses, and kept below
 -- `$BOUGH_TEST_CACHE`, default /var/tmp/bough-test-cache (with the uid behind it where that one belongs to
@@ -11,8 +12,13 @@ local M = {}
 
 local quote = scratch.quote
 
--- Bump it when what is in the tarball changes.
-local NAME = "debian-gcc-lua-1.tar.zst"
+-- Bump the number when what is in a tarball changes.
+local kinds = {
+  small = { name = "debian-gcc-lua-1.tar.zst", include = "gcc,make,libc6-dev,patch", lua = true },
+  large = {
+    name = "debian-large-1.tar.zst", include = "g++,make,git,python3,perl,vim,gdb,openssh-client,locales",
+  },
+}
 
 -- The compiler's parts that a C program never needs would be half of the tarball.
 local NEEDLESS = "share/doc share/man share/locale share/info lib/*/gconv lib/gcc/*/*/lto1 bin/*lto-dump*"
@@ -50,7 +56,7 @@ local function mirrors()
   return table.concat(sources), suite
 end
 
-local function make(path)
+local function make(path, kind)
   if not os.execute "command -v mmdebstrap apt-get zstd >/dev/null" then
     fail "mmdebstrap, apt-get or zstd is missing: run 'make deps-test'"
   end
@@ -66,11 +72,11 @@ local function make(path)
     tar -C lua --strip-components=1 --no-same-owner -xzf lua5.4_*.orig.tar.gz && rm -f lua5.4_*]]
   local ok = os.execute(table.concat({
     "cd " .. work, "&& TMPDIR=" .. work .. "/tmp", "timeout -k 10 600", "mmdebstrap", "--variant=essential",
-    "--include=gcc,make,libc6-dev,patch", "--aptopt='APT::Install-Recommends false'",
+    "--include=" .. kind.include, "--aptopt='APT::Install-Recommends false'",
     "--aptopt='APT::Sandbox::User root'", "--dpkgopt=force-unsafe-io",
     "--hook-dir=/usr/share/mmdebstrap/hooks/maybe-merged-usr",
-    "--customize-hook=" .. quote(fetch),
-    "--customize-hook=" .. quote([[cd "$1/usr" && rm -rf ]] .. NEEDLESS),
+    kind.lua and "--customize-hook=" .. quote(fetch) or "",
+    kind.lua and "--customize-hook=" .. quote([[cd "$1/usr" && rm -rf ]] .. NEEDLESS) or "",
     suite, "root.tar.zst", "- <sources.list >log 2>&1",
   }, " "))
   if not ok then
@@ -90,16 +96,19 @@ local function trusted(path)
 end
 
 --- The tarball's path; makes it when it is not there yet.
+---@param which "small"|"large"|nil default "small"
 ---@return string path
 ---@return number? seconds what making it took
-function M.tarball()
+function M.tarball(which)
+  local kind = kinds[which or "small"]
+  local name = kind.name
   local cache = os.getenv "BOUGH_TEST_CACHE" or "/var/tmp/bough-test-cache"
-  local path = cache .. "/" .. NAME
+  local path = cache .. "/" .. name
   if trusted(path) then return path end
   local mine = lfs.attributes("/proc/self", "uid")
   if lfs.symlinkattributes(cache) and lfs.symlinkattributes(cache, "uid") ~= mine then
     cache = cache .. "-" .. mine
-    path = cache .. "/" .. NAME
+    path = cache .. "/" .. name
     if trusted(path) then return path end
   end
   os.execute("mkdir -p -m 0755 " .. quote(cache))
@@ -111,7 +120,7 @@ function M.tarball()
     if os.time() - started > 600 then fail "another test run has been making it for ten minutes" end
     os.execute "sleep 0.2"
   end
-  if not trusted(path) then make(path) end
+  if not trusted(path) then make(path, kind) end
   lock:close()
   return path, os.time() - started
 end

@@ -77,6 +77,9 @@ static int stash_remove(struct copy *c, struct bough_err *err)
 static int copy_count(struct copy *c, const struct stat *made, struct bough_err *err)
 {
     c->size->files++;
+    if (c->how->max_files > 0 && c->size->files > c->how->max_files)
+        return bough_err_set(err, BOUGH_ERR_resource,
+                             "copy: the tree holds more than %" PRId64 " files", c->how->max_files);
     c->size->bytes += (int64_t)made->st_blocks * 512;
     if (c->how->max_bytes > 0 && c->size->bytes > c->how->max_bytes)
         return bough_err_set(err, BOUGH_ERR_resource,
@@ -159,7 +162,7 @@ static int copy_entry(struct copy *c, struct copy_level *l, const struct dirent6
             return bough_err_set(err, BOUGH_ERR_io, "copy %s: changed while it was read",
                                  BOUGH_QUOTE(name));
     }
-    if (st.st_nlink > 1)
+    if (st.st_nlink > 1 && !(c->how->apart && c->how->apart(c->how->arg, &st)))
         return copy_linked(c, l, name, in, &st, err);
     return copy_make(c, l, name, in, &st, &made, err) < 0 ? -1 : 0;
 }
@@ -231,7 +234,12 @@ static int copy_leave(struct copy *c, struct bough_err *err)
         return bough_err_sys(err, errno, "return from directory");
     if (fstat(l->from.fd, &st))
         return bough_err_sys(err, errno, "stat directory");
-    if (bough_node_like(l->from.fd, &st, l->to.fd, NULL, c->how->squash, err))
+    int rc = 0;
+    if (!c->how->plain)
+        rc = bough_node_like(l->from.fd, &st, l->to.fd, NULL, c->how->squash, err);
+    else if (!root) /* the root is the caller's own */
+        rc = bough_node_like_plain(l->from.fd, &st, l->to.fd, err);
+    if (rc)
         return bough_err_wrap(err, "copy directory");
     if (!root && fstat(l->to.fd, &made))
         return bough_err_sys(err, errno, "stat directory");
@@ -257,6 +265,9 @@ static int copy_start(struct copy *c, struct bough_err *err)
     c->how->skipped = 0;
     c->node = (struct bough_node_copy){.devices = c->how->devices,
                                        .squash = c->how->squash,
+                                       .plain = c->how->plain,
+                                       .progress = c->how->progress,
+                                       .arg = c->how->arg,
                                        .limited = c->how->max_bytes > 0,
                                        .buf = malloc(BOUGH_NODE_BUF)};
     struct copy_level *l = copy_push(c);
@@ -268,7 +279,7 @@ static int copy_start(struct copy *c, struct bough_err *err)
     l->to = (struct bough_spot){.fd = c->to, .borrowed = true};
     if (bough_spot_open(&l->from, c->from, ".", false))
         return bough_err_sys(err, errno, "open directory");
-    return bough_node_blank(c->to, err);
+    return c->how->plain ? 0 : bough_node_blank(c->to, err);
 }
 
 int bough_tree_copy(int from, int to, struct bough_tree_copy *how, struct bough_tree_size *size,

@@ -35,12 +35,14 @@
 
 #define HOST_FD 3
 #define HOST_PIDFD 4
-#define WORKERS_MAX 8
 
 struct worker {
     struct worker *next;
     pid_t pid;
     int64_t id;
+    int64_t layer; /* that it is making, 0 */
+    bool killed;   /* the host has asked for it */
+    bool sweeping; /* after another one */
 };
 
 struct keeper {
@@ -114,12 +116,14 @@ static void parse(struct keeper *k, int argc, char **argv)
             k->site.owner = strdup(value);
         else if (strcmp(argv[i], "--unpacker") == 0)
             k->site.unpacker = strdup(value);
+        else if (strcmp(argv[i], "--looker") == 0)
+            k->site.looker = strdup(value);
         else if (strcmp(argv[i], "--spare") == 0)
             k->keep.spare = atoi(value);
         else if (strcmp(argv[i], "--running") == 0)
             k->keep.running_max = atoi(value);
     }
-    if (!k->site.home || !k->site.owner || !k->site.unpacker) {
+    if (!k->site.home || !k->site.owner || !k->site.unpacker || !k->site.looker) {
         bough_err_set(&err, BOUGH_ERR_invalid,
                       "bough-keeper: started by hand? The engine starts it");
         refuse(&err);
@@ -241,9 +245,9 @@ static void open_file(struct keeper *k, struct bough_message *msg)
     int64_t *stack = NULL;
     int64_t count = bough_stack_get(&msg->body, &stack);
     const char *path = bough_get_str(&msg->body);
-    int rc = count < 0 || !path ? bough_err_set(&err, BOUGH_ERR_protocol, "open: malformed") : 0;
-    BOUGH_CLEANUP_FD int fd =
-        rc < 0 ? -1 : bough_view_open(&k->views, stack, count, path, false, &err);
+    int view = count < 0 || !path ? bough_err_set(&err, BOUGH_ERR_protocol, "open: malformed")
+                                  : bough_views_mount(&k->views, stack, count, &err);
+    BOUGH_CLEANUP_FD int fd = view < 0 ? -1 : bough_view_open(view, path, false, &err);
     free(stack);
     if (fd < 0)
         bough_keep_fail(HOST_FD, msg->id, &err);
@@ -266,10 +270,19 @@ static void start_worker(struct keeper *k, struct bough_message *msg)
         bough_keep_fail(HOST_FD, msg->id, &err);
         return;
     }
-    w->pid = pid;
-    w->id = msg->id;
-    w->next = k->workers;
+    *w = (struct worker){
+        .next = k->workers, .pid = pid, .id = msg->id, .layer = bough_work_layer(msg)};
     k->workers = w;
+}
+
+/* It answers that it was cancelled once all it left is gone, or else in time with its result. */
+static void kill_worker(struct keeper *k, int64_t id)
+{
+    for (struct worker *w = k->workers; w; w = w->next)
+        if (w->id == id && !w->sweeping) {
+            w->killed = true;
+            kill(w->pid, SIGTERM);
+        }
 }
 
 /* False when the host is gone or has said goodbye. */
@@ -290,6 +303,7 @@ static bool serve_host(struct keeper *k)
         return true;
     case BOUGH_MSG_KILL:
         bough_keep_kill(&k->keep, msg.id);
+        kill_worker(k, msg.id);
         break;
     case BOUGH_MSG_OPEN:
         open_file(k, &msg);
@@ -311,19 +325,31 @@ static bool serve_host(struct keeper *k)
     return true;
 }
 
+/* Puts another in the place of a worker that did not end well. False: there is nobody to wait for. */
+static bool sweep(struct keeper *k, struct worker *w, int status)
+{
+    struct bough_err err;
+    if (w->killed)
+        bough_err_set(&err, BOUGH_ERR_cancelled, "cancelled");
+    else
+        bough_err_set(&err, BOUGH_ERR_io,
+                      "keeper: a worker ended before its work was done (status %d)", status);
+    w->pid = bough_work_sweep(&k->site, HOST_FD, w->id, w->pid, w->layer, &err);
+    w->sweeping = w->pid > 0;
+    if (!w->sweeping)
+        bough_keep_fail(HOST_FD, w->id, &err);
+    return w->sweeping;
+}
+
 static void worker_ended(struct keeper *k, pid_t pid, int status)
 {
     for (struct worker **at = &k->workers; *at; at = &(*at)->next) {
         struct worker *w = *at;
         if (w->pid != pid)
             continue;
+        if (status != 0 && !w->sweeping && sweep(k, w, status))
+            return;
         *at = w->next;
-        if (status != 0) {
-            struct bough_err err;
-            bough_err_set(&err, BOUGH_ERR_io,
-                          "keeper: a worker ended before its work was done (status %d)", status);
-            bough_keep_fail(HOST_FD, w->id, &err);
-        }
         free(w);
         return;
     }
@@ -376,8 +402,10 @@ static void end(struct keeper *k)
 {
     bough_keep_stop(&k->keep);
     kill(k->nursery_pid, SIGKILL);
-    for (struct worker *w = k->workers; w; w = w->next)
+    for (struct worker *w = k->workers; w; w = w->next) {
         kill(w->pid, SIGKILL);
+        kill(-w->pid, SIGKILL); /* with its helpers */
+    }
     /* A blank may have been cloned that we never heard of: it ends when it finds its socket closed. */
     bough_fd_close(&k->keep.nursery);
     while (waitpid(-1, NULL, 0) > 0 || errno == EINTR)
@@ -408,6 +436,8 @@ int main(int argc, char **argv)
     }
     calm_down();
     prctl(PR_SET_NAME, "bough-keeper");
+    prctl(PR_SET_CHILD_SUBREAPER,
+          1); /* what a worker leaves behind when it is killed is ours to reap */
     bough_sched_slice(BOUGH_SLICE_URGENT);
     parse(&k, argc, argv);
     char *last = argv[argc - 1];

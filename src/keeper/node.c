@@ -50,10 +50,15 @@ static bool xattr_refusal(int sys)
     return sys == EPERM || sys == EACCES || sys == EOPNOTSUPP || sys == ENODATA || sys == EINVAL;
 }
 
+/* `skip` PLAIN: all but the users' own. */
+static const char PLAIN[] = "";
+
 static bool xattr_skipped(const char *key, const char *skip)
 {
     if (!skip)
         return false;
+    if (skip == PLAIN)
+        return strncmp(key, "user.", 5) != 0;
     size_t n = strlen(skip);
     return !strncmp(key, skip, n) && strncmp(key + n, "overlay.", 8) != 0 &&
            strcmp(key + n, "protattr") != 0;
@@ -137,6 +142,19 @@ int bough_node_like(int from, const struct stat *st, int to, const char *skip, b
     return 0;
 }
 
+int bough_node_like_plain(int from, const struct stat *st, int to, struct bough_err *err)
+{
+    struct node_xattrs source = {.fd = from}, target = {.fd = to};
+    if (xattrs_copy(&source, &target, PLAIN, err))
+        return -1;
+    if (fchmod(to, st->st_mode & 01777))
+        return bough_err_sys(err, errno, "chmod");
+    struct timespec times[2] = {st->st_atim, st->st_mtim};
+    if (futimens(to, times))
+        return bough_err_sys(err, errno, "set times");
+    return 0;
+}
+
 int bough_node_blank(int dir, struct bough_err *err)
 {
     (void)!fremovexattr(dir, "system.posix_acl_default");
@@ -148,8 +166,11 @@ int bough_node_blank(int dir, struct bough_err *err)
 
 /* ---- content ---- */
 
-static int content_full(struct bough_node_copy *how, int64_t bytes, struct bough_err *err)
+static int content_count(struct bough_node_copy *how, int64_t bytes, struct bough_err *err)
 {
+    how->copied += bytes;
+    if (how->progress)
+        how->progress(how->arg, how->copied);
     if (!how->limited)
         return 0;
     how->room -= bytes;
@@ -168,7 +189,7 @@ static int content_write(struct bough_node_copy *how, int in, int out, off_t at,
             return bough_err_sys(err, errno, "read");
         if (n == 0)
             return 0; /* has shrunk meanwhile */
-        if (content_full(how, n, err))
+        if (content_count(how, n, err))
             return -1;
         for (ssize_t done = 0; done < n;) {
             ssize_t w = BOUGH_RETRY(pwrite(out, how->buf + done, (size_t)(n - done), at + done));
@@ -195,7 +216,7 @@ static int content_range(struct bough_node_copy *how, int in, int out, off_t at,
             return bough_err_sys(err, errno, "write");
         if (n <= 0)
             break; /* not between these two: read and write */
-        if (content_full(how, n, err))
+        if (content_count(how, n, err))
             return -1;
         at += n;
     }
@@ -233,10 +254,10 @@ static int content_copy(struct bough_node_copy *how, int in, const struct stat *
     if (stored > st->st_size)
         stored = st->st_size;
     if (how->limited && stored > how->room)
-        return content_full(how, stored, err);
+        return content_count(how, stored, err);
     if (!how->no_reflink) {
         if (!ioctl(out, FICLONE, in))
-            return content_full(how, stored, err);
+            return content_count(how, stored, err);
         how->no_reflink = errno == EOPNOTSUPP || errno == ENOTTY || errno == EXDEV ||
                           errno == ENOSYS || errno == EINVAL;
     }
@@ -253,7 +274,8 @@ int bough_node_copy_file(struct bough_node_copy *how, int in, const struct stat 
     if (out < 0)
         return bough_err_sys(err, errno, "create %s", BOUGH_QUOTE(name));
     if ((st->st_size > 0 && content_copy(how, in, st, out, err)) ||
-        bough_node_like(in, st, out, NULL, how->squash, err))
+        (how->plain ? bough_node_like_plain(in, st, out, err)
+                    : bough_node_like(in, st, out, NULL, how->squash, err)))
         return bough_err_wrap(err, "copy %s", BOUGH_QUOTE(name));
     if (fstat(out, made))
         return bough_err_sys(err, errno, "stat %s", BOUGH_QUOTE(name));
@@ -285,11 +307,12 @@ static int special_copy(struct bough_node_copy *how, int from, const char *name,
     struct timespec times[2] = {st->st_atim, st->st_mtim};
     xattrs_at(&source, from, name);
     xattrs_at(&target, to, name);
-    if (special_make(from, name, st, to) || node_own(to, name, st, how->squash))
+    if (special_make(from, name, st, to) || (!how->plain && node_own(to, name, st, how->squash)))
         return bough_err_sys(err, errno, "create %s", BOUGH_QUOTE(name));
-    if (xattrs_copy(&source, &target, NULL, err))
+    if (!how->plain && xattrs_copy(&source, &target, NULL, err)) /* user.* has no place here */
         return bough_err_wrap(err, "copy %s", BOUGH_QUOTE(name));
-    if ((!S_ISLNK(st->st_mode) && fchmodat(to, name, st->st_mode & 07777, 0)) ||
+    mode_t mode = st->st_mode & (how->plain ? 01777 : 07777);
+    if ((!S_ISLNK(st->st_mode) && fchmodat(to, name, mode, 0)) ||
         utimensat(to, name, times, AT_SYMLINK_NOFOLLOW) ||
         fstatat(to, name, made, AT_SYMLINK_NOFOLLOW))
         return bough_err_sys(err, errno, "create %s", BOUGH_QUOTE(name));

@@ -14,10 +14,14 @@
 struct bough_node_copy {
     bool devices;    /* make device nodes and whiteouts */
     bool squash;     /* an owner that cannot be given becomes 0:0 */
+    bool plain;      /* bough_node_like_plain in place of bough_node_like */
     bool no_reflink; /* set once the file system has refused */
     bool limited;
-    int64_t room; /* bytes that may still be written when `limited` */
-    char *buf;    /* BOUGH_NODE_BUF bytes, the caller's */
+    int64_t room;   /* bytes that may still be written when `limited` */
+    char *buf;      /* BOUGH_NODE_BUF bytes, the caller's */
+    int64_t copied; /* bytes of content so far; each step is told to `progress`, unless NULL */
+    void (*progress)(void *arg, int64_t copied);
+    void *arg;
 };
 #define BOUGH_NODE_BUF (128 * 1024)
 
@@ -36,6 +40,9 @@ int bough_node_copy_file(struct bough_node_copy *how, int in, const struct stat 
  * "protattr" (where it keeps immutable and append-only). */
 int bough_node_like(int from, const struct stat *st, int to, const char *skip, bool squash,
                     struct bough_err *err);
+
+/* The same without its owner: user.* xattrs, permission bits but setuid and setgid, times. */
+int bough_node_like_plain(int from, const struct stat *st, int to, struct bough_err *err);
 
 /* Frees a new directory from what it inherited (default ACL, setgid) and makes it ours to fill. */
 int bough_node_blank(int dir, struct bough_err *err);

@@ -206,6 +206,7 @@ int bough_site_probe(struct bough_site *site, struct bough_err *err)
             err, BOUGH_ERR_unsupported,
             "this root has not the rights of the machine's root (uid 0 of a user namespace?); "
             "run as an ordinary user instead");
+    removexattr("0/none", "trusted.bough");
     static const char *const files[] = {"0/fs/etc/hosts", "0/fs/etc/hostname",
                                         "0/fs/etc/resolv.conf"};
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {

@@ -99,6 +99,11 @@ static int mount_by_string(const struct bough_overlay *o, const char *bottom, st
 
 int bough_overlay_mount(const struct bough_overlay *o, struct bough_err *err)
 {
+    if (!o->upper && !o->skeleton &&
+        !o->stack_count) { /* the empty image: nothing to lay over anything */
+        int fd = bough_open_tree(AT_FDCWD, NOTHING, BOUGH_OPEN_TREE_CLONE);
+        return fd < 0 ? bough_err_sys(err, errno, "empty image") : fd;
+    }
     /* Two lower layers at least, or the kernel takes a mount without an upper one for a mistake. */
     const char *bottom = o->skeleton ? SKELETON : o->upper && o->stack_count ? NULL : NOTHING;
     if (o->site->lowerdir_plus)

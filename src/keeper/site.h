@@ -12,6 +12,7 @@ struct bough_site {
     const char *home;     /* the store, absolute */
     const char *owner;    /* our directory below home/tmp */
     const char *unpacker; /* path of bough-unpack */
+    const char *looker;   /* path of bough-look */
     int home_fd, layers_fd, owner_fd;
     bool root;          /* runs with the host's root; else in a user namespace */
     bool range;         /* user namespace with a range of uids, not one alone */

@@ -9,6 +9,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/stat.h>
 
 #include "../err.h"
 
@@ -40,11 +41,18 @@ int bough_tree_merge(const int *layers, int count, int out, const char *opaque,
  * whiteouts where `devices` allows, else skipped and counted in *skipped; sockets skipped and counted), owner,
  * mode, nanosecond times, xattrs (all that can be read and set). Ownership that cannot be
  * mapped (EINVAL/EPERM on chown) becomes 0:0 when `squash`, else an error. Root metadata is copied too. Stays on one file system
- * when `one_fs`. `max_bytes` > 0 stops a tree that is larger, kind `resource`. */
+ * when `one_fs`. `max_bytes` or `max_files` > 0 stops a tree that is larger, kind `resource`.
+ *
+ * `plain` is for a directory of the caller's: everything belongs to whoever runs us, no setuid or setgid
+ * bits, of the xattrs only user.*, and `to` itself keeps what it has. `apart` says of a file with several names
+ * that they are to be files of their own, not links to one another. */
 struct bough_tree_copy {
-    bool devices, squash, one_fs;
-    int64_t max_bytes;
-    int64_t skipped; /* out */
+    bool devices, squash, one_fs, plain;
+    int64_t max_bytes, max_files;
+    bool (*apart)(void *arg, const struct stat *st); /* may be NULL */
+    void (*progress)(void *arg, int64_t bytes);      /* may be NULL; bytes of content so far */
+    void *arg;                                       /* for both */
+    int64_t skipped;                                 /* out */
 };
 int bough_tree_copy(int from, int to, struct bough_tree_copy *how, struct bough_tree_size *size,
                     struct bough_err *err);

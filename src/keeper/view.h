@@ -27,9 +27,13 @@ void bough_views_init(struct bough_views *views, const struct bough_site *site);
 void bough_views_drop(
     struct bough_views *views); /* lets go of all mounts, so that layers can be removed */
 
+/* The image's root (O_PATH), mounted now or still there from before. It stays the views' own: good for
+ * the next BOUGH_VIEWS - 1 calls. */
+int bough_views_mount(struct bough_views *views, const int64_t *stack, int64_t count,
+                      struct bough_err *err);
+
 /* A descriptor to read a regular file, or of a directory when `dir`. Not followed at the end: nothing; a
  * link is followed inside the image. */
-int bough_view_open(struct bough_views *views, const int64_t *stack, int64_t count,
-                    const char *path, bool dir, struct bough_err *err);
+int bough_view_open(int mount, const char *path, bool dir, struct bough_err *err);
 
 #endif

@@ -225,6 +225,11 @@ struct bough_inode *bough_inodes_meet(struct bough_inodes *map, dev_t dev, ino_t
     return slot;
 }
 
+bool bough_inodes_have(const struct bough_inodes *map, dev_t dev, ino_t ino)
+{
+    return map->size && map->slots[inode_slot(map, dev, ino)].number;
+}
+
 void bough_inodes_free(struct bough_inodes *map)
 {
     free(map->slots);

@@ -74,6 +74,7 @@ struct bough_inodes {
 };
 /* Finds or adds an inode and counts it as seen; NULL without memory. Valid until the next call. */
 struct bough_inode *bough_inodes_meet(struct bough_inodes *map, dev_t dev, ino_t ino);
+bool bough_inodes_have(const struct bough_inodes *map, dev_t dev, ino_t ino);
 void bough_inodes_free(struct bough_inodes *map);
 
 #endif

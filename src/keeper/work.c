@@ -6,31 +6,38 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
+#include "../order.h"
+#include "../plan.h"
 #include "../sys.h"
-#include "list.h"
-#include "tree.h"
+#include "sandbox.h"
+#include "work_priv.h"
 
-struct work {
-    const struct bough_site *site;
-    struct bough_views *views;
-    struct bough_message *msg;
-    struct bough_wbuf answer;
-    int answer_fd;
-};
+/* How long to wait for the end of processes that have been killed. */
+#define SWEEP_WAIT_MS 2000
 
-static const char *opaque_name(const struct bough_site *site)
+const char *bough_work_opaque(const struct bough_site *site)
 {
     return site->root ? "trusted.overlay.opaque" : "user.overlay.opaque";
 }
 
-/* home/tmp/<owner>/<id>/fs, new and empty. */
-static int make_layer(struct work *w, int64_t id, struct bough_err *err)
+const char *bough_work_own(const struct bough_site *site)
+{
+    return site->root ? "trusted.overlay." : "user.overlay.";
+}
+
+int bough_work_open_layer(struct bough_work *w, int64_t id, struct bough_err *err)
+{
+    char name[48];
+    snprintf(name, sizeof name, "%lld/fs", (long long)id);
+    int fd = openat(w->site->layers_fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return fd < 0 ? bough_err_sys(err, errno, "layer %s", name) : fd;
+}
+
+int bough_work_make_layer(struct bough_work *w, int64_t id, struct bough_err *err)
 {
     char name[48];
     snprintf(name, sizeof name, "%lld", (long long)id);
@@ -43,21 +50,45 @@ static int make_layer(struct work *w, int64_t id, struct bough_err *err)
     return fd < 0 ? bough_err_sys(err, errno, "layer %s", name) : fd;
 }
 
-static void drop_layer(struct work *w, int64_t id)
+static void drop_layer(const struct bough_site *site, int64_t id)
 {
     char name[48];
-    snprintf(name, sizeof name, "%lld", (long long)id);
-    bough_tree_remove(w->site->owner_fd, name, NULL);
+    snprintf(name, sizeof name, "w%lld", (long long)id);
+    bough_tree_remove(site->owner_fd, name, NULL);
+    bough_tree_remove(site->owner_fd, name + 1, NULL);
 }
 
-static void put_size(struct work *w, const struct bough_tree_size *size, int64_t skipped)
+void bough_work_drop_layer(struct bough_work *w, int64_t id)
+{
+    drop_layer(w->site, id);
+}
+
+void bough_work_put_size(struct bough_work *w, const struct bough_tree_size *size, int64_t skipped)
 {
     bough_put_i64(&w->answer, size->bytes);
     bough_put_i64(&w->answer, size->files);
     bough_put_i64(&w->answer, skipped);
 }
 
-static int do_remove(struct work *w, struct bough_err *err)
+void bough_work_tell(struct bough_work *w, int64_t done, int64_t total, bool always)
+{
+    int64_t now = bough_now_ns();
+    if (!always && now - w->told_ns < BOUGH_PROGRESS_NS)
+        return;
+    w->told_ns = now;
+    struct bough_wbuf body = {0};
+    bough_put_i64(&body, done);
+    bough_put_i64(&body, total);
+    bough_send(w->host, BOUGH_MSG_PROGRESS, w->msg->id, &body, NULL, 0, NULL);
+    bough_wbuf_free(&body);
+}
+
+void bough_work_copied(void *work, int64_t bytes)
+{
+    bough_work_tell(work, bytes, 0, false);
+}
+
+static int do_remove(struct bough_work *w, struct bough_err *err)
 {
     char **names = bough_get_strv(&w->msg->body);
     if (!names)
@@ -75,196 +106,132 @@ static int do_remove(struct work *w, struct bough_err *err)
     return rc;
 }
 
-static int do_merge(struct work *w, struct bough_err *err)
-{
-    int64_t id = bough_get_i64(&w->msg->body), *layers = NULL;
-    int64_t count = bough_stack_get(&w->msg->body, &layers);
-    if (count < 2 || count > 64)
-        return bough_err_set(err, BOUGH_ERR_protocol, "merge: malformed");
-    int fds[64];
-    struct bough_tree_size size = {0};
-    for (int64_t i = 0; i < count; i++) {
-        char name[48];
-        snprintf(name, sizeof name, "%lld/fs", (long long)layers[i]);
-        fds[i] = openat(w->site->layers_fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (fds[i] < 0)
-            return bough_err_sys(err, errno, "layer %s", name);
-    }
-    BOUGH_CLEANUP_FD int out = make_layer(w, id, err);
-    if (out < 0)
-        return -1;
-    if (bough_tree_merge(fds, (int)count, out, opaque_name(w->site), &size, err) < 0) {
-        drop_layer(w, id);
-        return -1;
-    }
-    put_size(w, &size, 0);
-    return 0;
-}
-
-static int do_copy(struct work *w, struct bough_err *err)
-{
-    int64_t id = bough_get_i64(&w->msg->body);
-    int64_t max_bytes = bough_get_i64(&w->msg->body);
-    if (w->msg->body.failed || w->msg->fd_count < 1)
-        return bough_err_set(err, BOUGH_ERR_protocol, "copy: malformed");
-    BOUGH_CLEANUP_FD int out = make_layer(w, id, err);
-    if (out < 0)
-        return -1;
-    struct bough_tree_copy how = {.squash = !w->site->root, .one_fs = true, .max_bytes = max_bytes};
-    struct bough_tree_size size = {0};
-    if (bough_tree_copy(w->msg->fds[0], out, &how, &size, err) < 0) {
-        drop_layer(w, id);
-        return -1;
-    }
-    put_size(w, &size, how.skipped);
-    return 0;
-}
-
-/* Reads the unpacker's report: "ok <bytes> <files> <skipped>" or "err <kind> <errno> <message>". */
-static int read_report(int fd, struct bough_tree_size *size, int64_t *skipped,
-                       struct bough_err *err)
-{
-    char text[1024];
-    size_t n = 0;
-    ssize_t got;
-    while (n < sizeof text - 1 && (got = BOUGH_RETRY(read(fd, text + n, sizeof text - 1 - n))) > 0)
-        n += (size_t)got;
-    text[n] = '\0';
-    text[strcspn(text, "\n")] = '\0';
-    long long bytes, files, left;
-    if (sscanf(text, "ok %lld %lld %lld", &bytes, &files, &left) == 3) {
-        *size = (struct bough_tree_size){.bytes = bytes, .files = files};
-        *skipped = left;
-        return 0;
-    }
-    char kind[24];
-    int sys, at = 0;
-    if (sscanf(text, "err %23s %d %n", kind, &sys, &at) == 2 && at > 0) {
-        bough_err_set(err, BOUGH_ERR_io, "%s", text + at);
-        for (int k = 0; k < BOUGH_ERR_KIND_COUNT; k++)
-            if (strcmp(kind, bough_err_kind_name((enum bough_err_kind)k)) == 0)
-                err->kind = (enum bough_err_kind)k;
-        err->sys = sys;
-        return -1;
-    }
-    return bough_err_set(err, BOUGH_ERR_io, "unpacking: the unpacker ended without a word");
-}
-
-static void exec_unpacker(struct work *w, int out, int report, int64_t max_bytes, int64_t max_files)
-{
-    char bytes[24], files[24];
-    snprintf(bytes, sizeof bytes, "%lld", (long long)max_bytes);
-    snprintf(files, sizeof files, "%lld", (long long)max_files);
-    /* Descriptors to fixed numbers; they are moved out of each other's way first. */
-    int in = fcntl(w->msg->fds[0], F_DUPFD, 20);
-    int o = fcntl(out, F_DUPFD, 20);
-    int r = fcntl(report, F_DUPFD, 20);
-    if (in < 0 || o < 0 || r < 0 || dup2(o, 10) < 0 || dup2(in, 11) < 0 || dup2(r, 12) < 0)
-        return;
-    close(in);
-    close(o);
-    close(r);
-    const char *argv[20] = {"bough-unpack", "--out-fd", "10",       "--in-fd",           "11",
-                            "--report-fd",  "12",       "--opaque", opaque_name(w->site)};
-    int n = 9;
-    if (max_bytes > 0) {
-        argv[n++] = "--max-bytes";
-        argv[n++] = bytes;
-    }
-    if (max_files > 0) {
-        argv[n++] = "--max-files";
-        argv[n++] = files;
-    }
-    if (!w->site->root)
-        argv[n++] = "--squash";
-    char *none[] = {NULL};
-    execve(w->site->unpacker, (char *const *)(uintptr_t)argv, none);
-    dprintf(12, "err %s %d unpacker %s: %s\n", bough_err_kind_name(bough_err_kind_of(errno)), errno,
-            w->site->unpacker, strerror(errno));
-}
-
-static int do_unpack(struct work *w, struct bough_err *err)
-{
-    int64_t id = bough_get_i64(&w->msg->body);
-    int64_t max_bytes = bough_get_i64(&w->msg->body), max_files = bough_get_i64(&w->msg->body);
-    int report[2];
-    if (w->msg->body.failed || w->msg->fd_count < 1)
-        return bough_err_set(err, BOUGH_ERR_protocol, "unpack: malformed");
-    BOUGH_CLEANUP_FD int out = make_layer(w, id, err);
-    if (out < 0)
-        return -1;
-    if (pipe2(report, O_CLOEXEC) < 0)
-        return bough_err_sys(err, errno, "unpack: pipe");
-    pid_t pid = fork();
-    if (pid == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        exec_unpacker(w, out, report[1], max_bytes, max_files);
-        _exit(1);
-    }
-    close(report[1]);
-    struct bough_tree_size size = {0};
-    int64_t skipped = 0;
-    int rc = pid < 0 ? bough_err_sys(err, errno, "unpack: fork")
-                     : read_report(report[0], &size, &skipped, err);
-    close(report[0]);
-    int status = 0;
-    if (pid > 0)
-        BOUGH_RETRY(waitpid(pid, &status, 0));
-    if (rc == 0 && status != 0)
-        rc = bough_err_set(err, BOUGH_ERR_io, "unpacking: the unpacker was killed (signal %d)",
-                           WTERMSIG(status));
-    if (rc < 0)
-        drop_layer(w, id);
-    else
-        put_size(w, &size, skipped);
-    return rc;
-}
-
-static int do_list(struct work *w, struct bough_err *err)
-{
-    int64_t *stack = NULL;
-    int64_t count = bough_stack_get(&w->msg->body, &stack);
-    const char *path = bough_get_str(&w->msg->body);
-    if (count < 0 || !path)
-        return bough_err_set(err, BOUGH_ERR_protocol, "list: malformed");
-    BOUGH_CLEANUP_FD int dir = bough_view_open(w->views, stack, count, path, true, err);
-    free(stack);
-    if (dir < 0)
-        return -1;
-    w->answer_fd = memfd_create("bough-list", MFD_CLOEXEC);
-    if (w->answer_fd < 0)
-        return bough_err_sys(err, errno, "list");
-    return bough_list_dir(dir, w->answer_fd, err);
-}
-
-static const struct {
+static const struct job {
     enum bough_msg type;
-    int (*run)(struct work *, struct bough_err *);
+    int (*run)(struct bough_work *, struct bough_err *);
+    bool layer; /* the body begins with the id of a layer to make */
 } jobs[] = {
-    {BOUGH_MSG_REMOVE, do_remove}, {BOUGH_MSG_MERGE, do_merge}, {BOUGH_MSG_COPY, do_copy},
-    {BOUGH_MSG_UNPACK, do_unpack}, {BOUGH_MSG_LIST, do_list},
+    {BOUGH_MSG_REMOVE, do_remove, false},           {BOUGH_MSG_MERGE, bough_work_merge, true},
+    {BOUGH_MSG_COPY, bough_work_copy, true},        {BOUGH_MSG_UNPACK, bough_work_unpack, true},
+    {BOUGH_MSG_PUT, bough_work_put, true},          {BOUGH_MSG_LIST, bough_work_list, false},
+    {BOUGH_MSG_EXTRACT, bough_work_extract, false}, {BOUGH_MSG_LOOK, bough_work_look, false},
 };
 
-bool bough_work_is(enum bough_msg type)
+static const struct job *job_of(enum bough_msg type)
 {
     for (size_t i = 0; i < sizeof jobs / sizeof *jobs; i++)
         if (jobs[i].type == type)
-            return true;
-    return false;
+            return &jobs[i];
+    return NULL;
 }
 
-static _Noreturn void work_main(struct work *w, int host)
+bool bough_work_is(enum bough_msg type)
 {
-    struct bough_err err = {.kind = BOUGH_ERR_protocol, .msg = "unknown request"};
+    return job_of(type) != NULL;
+}
+
+int64_t bough_work_layer(const struct bough_message *msg)
+{
+    struct bough_rbuf body = msg->body;
+    return job_of(msg->type)->layer ? bough_get_i64(&body) : 0;
+}
+
+/* ---- views: mounted by the keeper, so that they are there for the next request as well ---- */
+
+static int view_for(struct bough_work *w, struct bough_views *views, struct bough_rbuf *body,
+                    struct bough_err *err)
+{
+    int64_t *stack = NULL;
+    int64_t count = bough_stack_get(body, &stack);
+    if (count < 0)
+        return bough_err_set(err, BOUGH_ERR_protocol, "keeper: malformed request");
+    w->mount[0] = bough_views_mount(views, stack, count, err);
+    free(stack);
+    return w->mount[0] < 0 ? -1 : 0;
+}
+
+static int views_for_look(struct bough_work *w, struct bough_views *views, struct bough_rbuf *body,
+                          struct bough_err *err)
+{
+    struct bough_look_order order;
+    int rc = 0;
+    if (bough_look_order_get(body, &order, err) < 0)
+        return -1;
+    if (order.source == BOUGH_LOOK_VIEW)
+        rc = w->mount[0] = bough_views_mount(views, order.stack, order.stack_count, err);
+    if (rc >= 0 && order.other_count >= 0)
+        rc = w->mount[1] = bough_views_mount(views, order.other, order.other_count, err);
+    bough_look_order_clear(&order);
+    return rc < 0 ? -1 : 0;
+}
+
+static int open_views(struct bough_work *w, struct bough_views *views, struct bough_err *err)
+{
+    struct bough_rbuf body = w->msg->body;
+    switch (w->msg->type) {
+    case BOUGH_MSG_PUT:
+        bough_get_i64(&body);
+        return view_for(w, views, &body, err);
+    case BOUGH_MSG_LIST:
+    case BOUGH_MSG_EXTRACT:
+        return view_for(w, views, &body, err);
+    case BOUGH_MSG_LOOK:
+        return views_for_look(w, views, &body, err);
+    default:
+        return 0;
+    }
+}
+
+/* ---- the process ---- */
+
+static int by_number(const void *a, const void *b)
+{
+    return *(const int *)a - *(const int *)b;
+}
+
+/* Mounts of images, overlays kept for other runs above all, must not live as long as a slow worker. */
+static void keep_only(int *fds, int count)
+{
+    int from = 3;
+    qsort(fds, (size_t)count, sizeof *fds, by_number);
+    for (int i = 0; i < count; i++) {
+        if (fds[i] < from)
+            continue;
+        if (fds[i] > from)
+            syscall(SYS_close_range, (unsigned)from, (unsigned)fds[i] - 1, 0u);
+        from = fds[i] + 1;
+    }
+    syscall(SYS_close_range, (unsigned)from, ~0u, 0u);
+}
+
+static void settle(const char *name)
+{
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
+    setpgid(0, 0);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    prctl(PR_SET_NAME, "bough-worker");
-    int rc = -1;
-    for (size_t i = 0; i < sizeof jobs / sizeof *jobs; i++)
-        if (jobs[i].type == w->msg->type)
-            rc = jobs[i].run(w, &err);
+    prctl(PR_SET_NAME, name);
+}
+
+static void answer_is_final(void)
+{
+    sigset_t term;
+    sigemptyset(&term);
+    sigaddset(&term, SIGTERM);
+    sigprocmask(SIG_BLOCK, &term, NULL);
+}
+
+static _Noreturn void work_main(struct bough_work *w)
+{
+    struct bough_err err;
+    int fds[BOUGH_WIRE_FDS + 6] = {w->host,           w->site->home_fd, w->site->layers_fd,
+                                   w->site->owner_fd, w->mount[0],      w->mount[1]};
+    memcpy(fds + 6, w->msg->fds, sizeof *fds * (size_t)w->msg->fd_count);
+    settle("bough-worker");
+    keep_only(fds, 6 + w->msg->fd_count);
+    int rc = job_of(w->msg->type)->run(w, &err);
+    answer_is_final();
     enum bough_msg type = BOUGH_MSG_DONE;
     if (rc < 0) {
         bough_wbuf_free(&w->answer);
@@ -272,17 +239,45 @@ static _Noreturn void work_main(struct work *w, int host)
         type = BOUGH_MSG_FAILED;
     }
     bool with_fd = rc == 0 && w->answer_fd >= 0;
-    rc = bough_send(host, type, w->msg->id, &w->answer, &w->answer_fd, with_fd, NULL);
+    rc = bough_send(w->host, type, w->msg->id, &w->answer, &w->answer_fd, with_fd, NULL);
     _exit(rc < 0 ? 1 : 0);
 }
 
 pid_t bough_work_start(const struct bough_site *site, struct bough_views *views, int host,
                        struct bough_message *msg, struct bough_err *err)
 {
+    struct bough_work w = {.site = site,
+                           .msg = msg,
+                           .host = host,
+                           .mount = {-1, -1},
+                           .answer_fd = -1,
+                           .told_ns = bough_now_ns()};
+    if (open_views(&w, views, err) < 0)
+        return -1;
     pid_t pid = fork();
-    if (pid == 0) {
-        struct work w = {.site = site, .views = views, .msg = msg, .answer_fd = -1};
-        work_main(&w, host);
-    }
-    return pid < 0 ? (pid_t)bough_err_sys(err, errno, "keeper: worker") : pid;
+    if (pid == 0)
+        work_main(&w);
+    if (pid < 0)
+        return (pid_t)bough_err_sys(err, errno, "keeper: worker");
+    setpgid(pid, pid); /* whoever comes first */
+    return pid;
+}
+
+pid_t bough_work_sweep(const struct bough_site *site, int host, int64_t id, pid_t group,
+                       int64_t layer, const struct bough_err *why)
+{
+    kill(-group, SIGKILL); /* helpers; while nobody else can have got that number */
+    pid_t pid = fork();
+    if (pid != 0)
+        return pid;
+    int fds[] = {host, site->owner_fd};
+    settle("bough-sweeper");
+    answer_is_final();
+    keep_only(fds, 2);
+    for (int i = 0; i < SWEEP_WAIT_MS && (kill(-group, 0) == 0 || errno != ESRCH); i++)
+        usleep(1000);
+    if (layer > 0)
+        drop_layer(site, layer);
+    bough_keep_fail(host, id, why);
+    _exit(0);
 }

@@ -121,8 +121,10 @@ struct bough_client *bough_client_start(const struct bough_client_options *o, st
     char spare[16], running[16];
     snprintf(spare, sizeof spare, "%d", o->spare);
     snprintf(running, sizeof running, "%d", o->running_max > 0 ? o->running_max : 256);
-    const char *argv[] = {"bough-keeper", "--home",  o->home, "--owner",   o->owner, "--unpacker",
-                          o->unpacker,    "--spare", spare,   "--running", running,  NULL};
+    const char *looker = o->looker ? o->looker : "";
+    const char *argv[] = {"bough-keeper", "--home",    o->home,    "--owner", o->owner,
+                          "--unpacker",   o->unpacker, "--looker", looker,    "--spare",
+                          spare,          "--running", running,    NULL};
     struct bough_client *client = calloc(1, sizeof *client);
     int ends[2];
     if (!client) {

@@ -13,10 +13,10 @@
 struct bough_client;
 
 struct bough_client_options {
-    const char *keeper, *unpacker; /* paths of the programs */
-    const char *home, *owner;      /* the store, and our directory in its tmp/ */
-    int spare;                     /* blanks to keep ready */
-    int running_max;               /* 0: the keeper's own choice */
+    const char *keeper, *unpacker, *looker; /* paths of the programs */
+    const char *home, *owner;               /* the store, and our directory in its tmp/ */
+    int spare;                              /* blanks to keep ready */
+    int running_max;                        /* 0: the keeper's own choice */
 };
 
 /* Starts a keeper, without forking the caller's memory and without making a child that its wait(2) or SIGCHLD

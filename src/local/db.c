@@ -13,7 +13,8 @@
 #define CHECKPOINT_PAGES 1000     /* bough_store_checkpoint does nothing below it */
 #define CHECKPOINT_PAGES_MAX 8000 /* a commit does it itself above it */
 
-/* migrations[n] takes a database from user_version n to n + 1. */
+/* migrations[n] takes a database from user_version n to n + 1. Foreign keys are not looked at meanwhile,
+ * so that a table can be replaced under those that refer to it. */
 static const char *const migrations[] = {
     "CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;"
     "INSERT INTO meta VALUES('next_layer',1);"
@@ -46,6 +47,35 @@ static const char *const migrations[] = {
     "CREATE TABLE leases(image INTEGER NOT NULL REFERENCES images(seq) ON DELETE CASCADE,"
     " owner INTEGER NOT NULL REFERENCES owners(id) ON DELETE CASCADE,"
     " PRIMARY KEY(image,owner)) WITHOUT ROWID;",
+
+    /* An index with the layers that have a chain alone: those of runs write nothing to it. */
+    "ALTER TABLE layers ADD COLUMN chain TEXT;"
+    "CREATE UNIQUE INDEX layers_chain ON layers(chain) WHERE chain IS NOT NULL;"
+    "CREATE TABLE layer_leases(layer INTEGER NOT NULL REFERENCES layers(id) ON DELETE CASCADE,"
+    " owner INTEGER NOT NULL REFERENCES owners(id) ON DELETE CASCADE,"
+    " PRIMARY KEY(layer,owner)) WITHOUT ROWID;"
+    /* A run's config is its parent's: one text for all of them. AUTOINCREMENT, because ids are
+     * remembered by processes that do not see a gc of another one. */
+    "CREATE TABLE configs(id INTEGER PRIMARY KEY AUTOINCREMENT, text TEXT NOT NULL UNIQUE);"
+    /* A column that ALTER adds would be behind the blobs. */
+    "CREATE TABLE images_2(seq INTEGER PRIMARY KEY, uuid TEXT NOT NULL UNIQUE,"
+    " parent INTEGER REFERENCES images(seq), layer INTEGER REFERENCES layers(id),"
+    " origin TEXT NOT NULL, command TEXT, size INTEGER NOT NULL, created INTEGER NOT NULL,"
+    " owner INTEGER NOT NULL, gone INTEGER NOT NULL DEFAULT 0, flags INTEGER NOT NULL,"
+    " exit_code INTEGER, signal INTEGER, elapsed REAL, user_time REAL, system_time REAL,"
+    " max_rss INTEGER, out_dropped INTEGER, err_dropped INTEGER,"
+    " config INTEGER REFERENCES configs(id), out BLOB, err BLOB);"
+    "INSERT INTO images_2 SELECT seq,uuid,parent,layer,origin,command,size,created,owner,gone,"
+    " flags,exit_code,signal,elapsed,user_time,system_time,max_rss,out_dropped,err_dropped,NULL,"
+    " out,err FROM images;"
+    "DROP TABLE images;"
+    "ALTER TABLE images_2 RENAME TO images;"
+    "CREATE INDEX images_parent ON images(parent);"
+    "CREATE INDEX images_layer ON images(layer);"
+    "CREATE INDEX images_created ON images(created);"
+    "CREATE TABLE cache(key TEXT PRIMARY KEY,"
+    " image INTEGER NOT NULL REFERENCES images(seq) ON DELETE CASCADE) WITHOUT ROWID;"
+    "CREATE INDEX cache_image ON cache(image);",
 };
 
 static const char *const sql_text[BOUGH_SQL_COUNT] = {
@@ -100,16 +130,17 @@ static int db_fail(const struct bough_store *store, sqlite3 *db, int rc, struct 
     }
 }
 
-int bough_db_explain(struct bough_store *store, const struct bough_image *image, int64_t new_layer,
-                     int64_t below, struct bough_err *err)
+int bough_db_explain(struct bough_store *store, const char *uuid, int64_t new_layer, int64_t below,
+                     struct bough_err *err)
 {
     switch (sqlite3_extended_errcode(store->db)) {
     case SQLITE_CONSTRAINT_FOREIGNKEY:
-        return bough_err_set(err, BOUGH_ERR_state, "store %s: image %s: layer %lld is gone",
-                             store->home, image->uuid, (long long)below);
+        return bough_err_set(err, BOUGH_ERR_state, "store %s: %s%s: layer %lld is gone",
+                             store->home, uuid ? "image " : "seal", uuid ? uuid : "",
+                             (long long)below);
     case SQLITE_CONSTRAINT_UNIQUE:
-        return bough_err_set(err, BOUGH_ERR_exists, "store %s: image %s: there already",
-                             store->home, image->uuid);
+        return bough_err_set(err, BOUGH_ERR_exists, "store %s: %s%s: there already", store->home,
+                             uuid ? "image " : "seal", uuid ? uuid : "");
     case SQLITE_CONSTRAINT_PRIMARYKEY:
     case SQLITE_CONSTRAINT_ROWID:
         return bough_err_set(err, BOUGH_ERR_exists, "store %s: layer %lld: there already",
@@ -440,12 +471,15 @@ int bough_db_open(struct bough_store *store, struct bough_err *err)
     sqlite3_busy_handler(store->db, db_wait, store);
     if (db_make_wal(store, err))
         return -1;
-    rc = sqlite3_exec(store->db, "PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON", NULL, NULL,
+    rc = sqlite3_exec(store->db, "PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=OFF", NULL, NULL,
                       NULL);
     if (rc != SQLITE_OK)
         return db_fail(store, store->db, rc, err);
     sqlite3_wal_hook(store->db, db_wal_grew, store);
-    return db_migrate(store, err);
+    if (db_migrate(store, err))
+        return -1;
+    rc = sqlite3_exec(store->db, "PRAGMA foreign_keys=ON", NULL, NULL, NULL);
+    return rc == SQLITE_OK ? 0 : db_fail(store, store->db, rc, err);
 }
 
 void bough_db_close(struct bough_store *store)

@@ -1,4 +1,4 @@
-/* db.h - the store's database, for store.c, stack.c and gc.c: the statements by name.
+/* db.h - the store's database, for the files of the store: the statements by name.
  *
  * All SQL is here and in db.c, the only file that includes sqlite3.h. Everything but
  * bough_db_open and bough_db_close expects the caller to be between bough_store_enter
@@ -12,7 +12,8 @@
 #define BOUGH_IMAGE_COLUMNS                                                            \
     "i.seq,i.owner,i.uuid,p.uuid,i.origin,i.command,i.layer,i.size,i.created,i.flags," \
     "i.exit_code,i.signal,i.elapsed,i.user_time,i.system_time,i.max_rss,"              \
-    "i.out_dropped,i.err_dropped,length(i.out),length(i.err)"
+    "i.out_dropped,i.err_dropped,length(i.out),length(i.err),"                         \
+    "(SELECT c.text FROM configs c WHERE c.id=i.config)"
 #define BOUGH_IMAGE_FROM " FROM images i LEFT JOIN images p ON p.seq=i.parent"
 
 /* The columns above, in their order. */
@@ -37,6 +38,7 @@ enum bough_column {
     BOUGH_COLUMN_ERR_DROPPED,
     BOUGH_COLUMN_OUT_SIZE,
     BOUGH_COLUMN_ERR_SIZE,
+    BOUGH_COLUMN_CONFIG,
     BOUGH_COLUMN_OUT,
     BOUGH_COLUMN_ERR,
     BOUGH_COLUMN_TAG,
@@ -53,8 +55,9 @@ enum bough_column {
     X(owner_add, "INSERT INTO owners(name) VALUES(?1) RETURNING id")                               \
     X(owner_del, "DELETE FROM owners WHERE id=?1")                                                 \
     X(owner_all, "SELECT id,name FROM owners WHERE id<>?1")                                        \
-    X(layer_add, "INSERT INTO layers(id,parent,level,bytes,files,created)"                         \
-                 " VALUES(?1,?2,?3,?4,?5,?6)")                                                     \
+    X(layer_add, "INSERT INTO layers(id,parent,level,bytes,files,created,chain)"                   \
+                 " VALUES(?1,?2,?3,?4,?5,?6,?7)")                                                  \
+    X(layer_chain, "SELECT id FROM layers WHERE chain=?1")                                         \
     X(layer_get, "SELECT l.parent,l.level,s.id,s.bottom,s.level,b.parent FROM layers l"            \
                  " LEFT JOIN stand_ins s ON s.top=l.id LEFT JOIN layers b ON b.id=s.bottom"        \
                  " WHERE l.id=?1 ORDER BY s.level DESC LIMIT 1")                                   \
@@ -69,9 +72,9 @@ enum bough_column {
     X(dir_all, "SELECT id FROM layers UNION ALL SELECT id FROM stand_ins")                         \
     X(image_add, "INSERT INTO images(uuid,parent,layer,origin,command,size,created,owner,"         \
                  "flags,exit_code,signal,elapsed,user_time,system_time,max_rss,"                   \
-                 "out_dropped,err_dropped,out,err) VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,"         \
-                 "?11,?12,?13,?14,?15,?16,?17,?18,?19) RETURNING seq")                             \
-    X(image_seq, "SELECT seq FROM images WHERE uuid=?1")                                           \
+                 "out_dropped,err_dropped,config,out,err) VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,"      \
+                 "?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20) RETURNING seq")                     \
+    X(image_seq, "SELECT seq,config FROM images WHERE uuid=?1")                                    \
     X(image_live, "SELECT seq FROM images WHERE uuid=?1 AND gone=0")                               \
     X(image_hide, "UPDATE images SET gone=1 WHERE seq=?1")                                         \
     X(image_del, "DELETE FROM images WHERE seq=?1")                                                \
@@ -82,6 +85,8 @@ enum bough_column {
     X(find_uuid, "SELECT seq,owner,uuid,layer FROM images WHERE uuid=?1 AND gone=0")               \
     X(find_tag, "SELECT i.seq,i.owner,i.uuid,i.layer FROM tags t JOIN images i"                    \
                 " ON i.seq=t.image WHERE t.tag=?1")                                                \
+    X(find_cached, "SELECT i.seq,i.owner,i.uuid,i.layer FROM cache c JOIN images i"                \
+                   " ON i.seq=c.image WHERE c.key=?1 AND i.gone=0")                                \
     X(image_get, "SELECT " BOUGH_IMAGE_COLUMNS ",i.out,i.err,"                                     \
                  "(SELECT t.tag FROM tags t WHERE t.image=i.seq"                                   \
                  " ORDER BY t.tag=?2 DESC,t.seq DESC LIMIT 1)" BOUGH_IMAGE_FROM " WHERE i.seq=?1") \
@@ -91,6 +96,16 @@ enum bough_column {
     X(lease_add, "INSERT OR IGNORE INTO leases(image,owner) VALUES(?1,?2)")                        \
     X(lease_del, "DELETE FROM leases WHERE image=?1 AND owner=?2")                                 \
     X(lease_all, "SELECT image,owner FROM leases")                                                 \
+    X(layer_lease_add, "INSERT OR IGNORE INTO layer_leases(layer,owner) VALUES(?1,?2)")            \
+    X(layer_lease_del, "DELETE FROM layer_leases WHERE layer=?1 AND owner=?2")                     \
+    X(layer_lease_all, "SELECT layer,owner FROM layer_leases")                                     \
+    X(config_get, "SELECT text FROM configs WHERE id=?1")                                          \
+    X(config_find, "SELECT id FROM configs WHERE text=?1")                                         \
+    X(config_add, "INSERT INTO configs(text) VALUES(?1) RETURNING id")                             \
+    X(config_drop, "DELETE FROM configs WHERE id NOT IN"                                           \
+                   " (SELECT config FROM images WHERE config IS NOT NULL)")                        \
+    X(cache_add, "INSERT OR REPLACE INTO cache(key,image) VALUES(?1,?2)")                          \
+    X(cache_del, "DELETE FROM cache WHERE image=?1")                                               \
     X(counts, "SELECT (SELECT count(*) FROM images WHERE gone=0),"                                 \
               "(SELECT count(*) FROM tags),(SELECT count(*) FROM layers),"                         \
               "(SELECT count(*) FROM stand_ins),"                                                  \
@@ -141,9 +156,9 @@ void bough_db_rollback(struct bough_store *store);
 int bough_db_list(struct bough_store *store, const struct bough_filter *filter, const char *parent,
                   struct bough_err *err);
 
-/* Says what a refused foreign key or a double uuid means, right after an insert failed; keeps `err`
- * as it is when it was something else. Returns -1. */
-int bough_db_explain(struct bough_store *store, const struct bough_image *image, int64_t new_layer,
-                     int64_t below, struct bough_err *err);
+/* Says what a refused foreign key or a double uuid means, right after an insert for image `uuid` (NULL:
+ * for a layer alone) failed; keeps `err` as it is when it was something else. Returns -1. */
+int bough_db_explain(struct bough_store *store, const char *uuid, int64_t new_layer, int64_t below,
+                     struct bough_err *err);
 
 #endif

@@ -314,6 +314,34 @@ static int gc_mark_leases(struct gc_state *gc)
     return step;
 }
 
+/* `flags` for a layer and all below it. */
+static void gc_mark_layers(struct gc_state *gc, int64_t id, int flags)
+{
+    while (id && flags) {
+        struct gc_layer *layer = gc_find(gc->layers, gc->layer_count, sizeof *gc->layers, id);
+        if (!layer || (layer->flags & flags) == flags)
+            break;
+        layer->flags |= flags;
+        id = layer->parent;
+    }
+}
+
+/* Layers that somebody holds without an image: ours may be mounted here as well. */
+static int gc_mark_held(struct gc_state *gc)
+{
+    const enum bough_sql q = BOUGH_SQL_layer_lease_all;
+    struct bough_store *store = gc->store;
+    int step = bough_db_query(store, q, gc->err, "");
+    for (; step == 1; step = bough_db_next(store, q, gc->err)) {
+        int64_t layer = bough_db_int(store, q, 0), owner = bough_db_int(store, q, 1);
+        if (owner == store->owner_id)
+            gc_mark_layers(gc, layer, NEEDED | MOUNTED);
+        else if (gc_is_live(gc, owner))
+            gc_mark_layers(gc, layer, NEEDED);
+    }
+    return step;
+}
+
 static void gc_spread(struct gc_state *gc)
 {
     /* A parent always has the smaller number: it was there when its child came. */
@@ -322,13 +350,7 @@ static void gc_spread(struct gc_state *gc)
         struct gc_image *parent = image->flags & NEEDED ? gc_image(gc, image->parent) : NULL;
         if (parent)
             parent->flags |= NEEDED;
-        for (int64_t id = image->layer; image->flags && id;) {
-            struct gc_layer *layer = gc_find(gc->layers, gc->layer_count, sizeof *gc->layers, id);
-            if (!layer || (layer->flags & image->flags) == image->flags)
-                break;
-            layer->flags |= image->flags;
-            id = layer->parent;
-        }
+        gc_mark_layers(gc, image->layer, image->flags);
     }
 }
 
@@ -384,6 +406,8 @@ static int gc_drop_rows(struct gc_state *gc)
     for (size_t i = gc->layer_count; step >= 0 && i-- > 0;)
         if (!(gc->layers[i].flags & NEEDED))
             step = bough_db_run(store, BOUGH_SQL_layer_del, gc->err, "i", gc->layers[i].id);
+    if (step >= 0)
+        step = bough_db_run(store, BOUGH_SQL_config_drop, gc->err, "");
     return step < 0 ? -1 : 0;
 }
 
@@ -400,7 +424,8 @@ static int gc_look(struct gc_state *gc, const char *const *keep, long keep_count
                    struct bough_gc *out)
 {
     if (gc_load_owners(gc) < 0 || gc_load_images(gc) < 0 || gc_load_layers(gc) < 0 ||
-        gc_load_stands(gc) < 0 || gc_mark_keep(gc, keep, keep_count) < 0 || gc_mark_leases(gc) < 0)
+        gc_load_stands(gc) < 0 || gc_mark_keep(gc, keep, keep_count) < 0 ||
+        gc_mark_leases(gc) < 0 || gc_mark_held(gc) < 0)
         return -1;
     gc_spread(gc);
     gc_judge_stands(gc);

@@ -97,7 +97,8 @@ static int home_make(const char *home, struct bough_err *err)
 /* Nothing of anybody else's may be in a directory that becomes a store. */
 static int home_check_empty(const struct bough_store *store, struct bough_err *err)
 {
-    static const char *const ours[] = {".", "..", "layers", "tmp", "commit.lock", "bough.db"};
+    static const char *const ours[] = {".",     "..",          "layers",  "tmp",
+                                       "blobs", "commit.lock", "bough.db"};
     int fd = openat(store->home_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *dir = fd < 0 ? NULL : fdopendir(fd);
     if (!dir) {

@@ -199,54 +199,6 @@ int bough_store_stack(struct bough_store *store, int64_t layer, int64_t **ids,
     return count;
 }
 
-/* ---- ids and directories ---- */
-
-int64_t bough_store_take_ids(struct bough_store *store, int count, struct bough_err *err)
-{
-    if (count < 1 || count > 1 << 20)
-        return bough_err_set(err, BOUGH_ERR_invalid, "layer ids: %d is not a sensible number",
-                             count);
-    if (store->end_id - store->next_id < count) {
-        int64_t block = count > BOUGH_ID_BLOCK ? count : BOUGH_ID_BLOCK;
-        if (bough_db_begin(store, err))
-            return -1;
-        int step = bough_db_query(store, BOUGH_SQL_take_ids, err, "i", block);
-        int64_t first = step == 1 ? bough_db_int(store, BOUGH_SQL_take_ids, 0) : 0;
-        bough_db_end(store, BOUGH_SQL_take_ids);
-        if (step == 0)
-            bough_err_set(err, BOUGH_ERR_corrupt, "store %s/bough.db: damaged (no layer counter)",
-                          store->home);
-        if (step != 1 || bough_db_commit(store, err)) {
-            bough_db_rollback(store);
-            return -1;
-        }
-        store->next_id = first;
-        store->end_id = first + block;
-    }
-    int64_t id = store->next_id;
-    store->next_id += count;
-    return id;
-}
-
-int64_t bough_store_layer_ids(struct bough_store *store, int count, struct bough_err *err)
-{
-    if (bough_store_enter(store, err))
-        return -1;
-    int64_t id = bough_store_take_ids(store, count, err);
-    bough_store_leave(store);
-    return id;
-}
-
-/* Moves a finished directory from staging to layers/. */
-int bough_store_seal(struct bough_store *store, int64_t id, struct bough_err *err)
-{
-    char name[BOUGH_NAME_SIZE];
-    snprintf(name, sizeof name, "%lld", (long long)id);
-    if (renameat(store->owner_fd, name, store->layers_fd, name) == 0)
-        return 0;
-    return bough_err_sys(err, errno, "store %s: seal layer %s", store->home, name);
-}
-
 /* ---- merging ---- */
 
 /* The lowest WIDTH of the first run (from below) of that many neighbours of one level: the index
@@ -336,9 +288,7 @@ static int merge_done(struct bough_store *store, const struct bough_merge *plan,
         return -1;
     int result = bough_db_begin(store, err) ? -1 : merge_record(store, plan, bytes, err);
     if (result == 0 && bough_db_commit(store, err)) {
-        char name[BOUGH_NAME_SIZE];
-        snprintf(name, sizeof name, "%lld", (long long)plan->id);
-        renameat(store->layers_fd, name, store->owner_fd, name);
+        bough_store_unseal(store, plan->id);
         result = -1;
     }
     if (result)

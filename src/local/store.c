@@ -1,5 +1,5 @@
 #define _GNU_SOURCE
-/* store.c - opening a store, and the images in it.
+/* store.c - opening a store; images coming in, being tagged and going.
  *
  * Order of what must survive a kill at any instant: a layer's directory is in place
  * before its row can be seen, and a row is gone before its directory is (gc.c). Locks
@@ -91,6 +91,8 @@ void bough_store_close(struct bough_store *store)
     bough_cache_clear(store);
     bough_idmap_clear(&store->leased);
     bough_idmap_clear(&store->handed);
+    bough_idmap_clear(&store->held);
+    free(store->config_text);
     free(store->recent);
     free(store->steps);
     free(store->home);
@@ -113,6 +115,8 @@ void bough_image_clear(struct bough_image *image)
 {
     free(image->tag);
     free(image->command);
+    free(image->config);
+    free(image->cache_key);
     free(image->result.stdout_data);
     free(image->result.stderr_data);
     *image = (struct bough_image){0};
@@ -151,8 +155,7 @@ bool bough_uuid_valid(const char *text)
     return text[BOUGH_UUID_SIZE - 1] == '\0';
 }
 
-/* The stored form; any other text becomes one that is no uuid. */
-static const char *uuid_lower(char uuid[BOUGH_UUID_SIZE], const char *text)
+const char *bough_uuid_lower(char uuid[BOUGH_UUID_SIZE], const char *text)
 {
     bool valid = text && bough_uuid_valid(text); /* `text` may be `uuid` itself */
     for (int i = 0; valid && i < BOUGH_UUID_SIZE; i++)
@@ -181,12 +184,6 @@ static int tag_check(const char *tag, struct bough_err *err)
 
 /* ---- committing ---- */
 
-enum {
-    FLAG_RESULT = 1,
-    FLAG_TIMED_OUT = 2,
-    FLAG_OOM = 4,
-};
-
 static int64_t clock_us(void)
 {
     struct timespec t;
@@ -194,36 +191,91 @@ static int64_t clock_us(void)
     return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
 }
 
+/* Another run of that key may take the image as its own result: it says all that happened. */
+static bool result_lasting(const struct bough_result *r)
+{
+    return r->present && r->exit_code == 0 && r->signal == 0 && !r->timed_out && !r->oom &&
+           r->stdout_dropped == 0 && r->stderr_dropped == 0;
+}
+
+static int config_remember(struct bough_store *store, int64_t id, const char *text)
+{
+    char *copy = strdup(text);
+    if (!copy)
+        return -1;
+    free(store->config_text);
+    store->config_text = copy;
+    store->config_id = id;
+    return 0;
+}
+
+/* Gives the image its parent's config, `id`. One parent has many children: the text is read once. */
+static int config_inherit(struct bough_store *store, struct bough_image *image, int64_t id,
+                          struct bough_err *err)
+{
+    if (id != store->config_id) {
+        int step = bough_db_query(store, BOUGH_SQL_config_get, err, "i", id);
+        if (step == 1 && config_remember(store, id, bough_db_text(store, BOUGH_SQL_config_get, 0)))
+            step = bough_err_sys(err, ENOMEM, "image %s", image->uuid);
+        bough_db_end(store, BOUGH_SQL_config_get);
+        if (step == 0)
+            bough_err_set(err, BOUGH_ERR_corrupt, "store %s/bough.db: damaged (config %lld)",
+                          store->home, (long long)id);
+        if (step != 1)
+            return -1;
+    }
+    image->config = strdup(store->config_text);
+    return image->config ? 0 : bough_err_sys(err, ENOMEM, "image %s", image->uuid);
+}
+
+/* The row of a config that the image brings along. */
+static int config_store(struct bough_store *store, const char *text, int64_t *id,
+                        struct bough_err *err)
+{
+    enum bough_sql which = BOUGH_SQL_config_find;
+    int step = bough_db_query(store, which, err, "s", text);
+    if (step == 0) {
+        which = BOUGH_SQL_config_add;
+        step = bough_db_query(store, which, err, "s", text);
+    }
+    if (step == 1)
+        *id = bough_db_int(store, which, 0);
+    bough_db_end(store, which);
+    return step == 1 ? 0 : -1;
+}
+
 static int image_insert(struct bough_store *store, const struct bough_image *image,
-                        int64_t parent_seq, int64_t *seq, struct bough_err *err)
+                        int64_t parent_seq, int64_t config, int64_t *seq, struct bough_err *err)
 {
     const struct bough_result *r = &image->result;
-    int64_t flags = (r->present ? FLAG_RESULT : 0) | (r->timed_out ? FLAG_TIMED_OUT : 0) |
-                    (r->oom ? FLAG_OOM : 0);
+    int64_t flags = (r->present ? BOUGH_FLAG_RESULT : 0) |
+                    (r->timed_out ? BOUGH_FLAG_TIMED_OUT : 0) | (r->oom ? BOUGH_FLAG_OOM : 0);
     /* An empty blob is not NULL, which means "not captured". */
     const void *out = r->has_stdout ? (r->stdout_size ? r->stdout_data : "") : NULL;
     const void *errout = r->has_stderr ? (r->stderr_size ? r->stderr_data : "") : NULL;
-    int step = bough_db_query(store, BOUGH_SQL_image_add, err, "szzssiiiiiidddiiibb", image->uuid,
+    int step = bough_db_query(store, BOUGH_SQL_image_add, err, "szzssiiiiiidddiiizbb", image->uuid,
                               parent_seq, image->layer, image->origin, image->command, image->size,
                               image->created_us, store->owner_id, flags, (int64_t)r->exit_code,
                               (int64_t)r->signal, r->elapsed_time, r->user_time, r->system_time,
-                              r->max_rss, r->stdout_dropped, r->stderr_dropped, out, r->stdout_size,
-                              errout, r->stderr_size);
+                              r->max_rss, r->stdout_dropped, r->stderr_dropped, config, out,
+                              r->stdout_size, errout, r->stderr_size);
     if (step == 1)
         *seq = bough_db_int(store, BOUGH_SQL_image_add, 0);
     bough_db_end(store, BOUGH_SQL_image_add);
     return step == 1 ? 0 : -1;
 }
 
-static int commit_rows(struct bough_store *store, const struct bough_image *image,
+static int commit_rows(struct bough_store *store, struct bough_image *image,
                        const struct bough_node *node, int64_t bytes, int64_t files, int64_t *seq,
                        struct bough_err *err)
 {
-    int64_t parent_seq = 0;
+    int64_t parent_seq = 0, config = 0;
     if (image->parent[0]) {
         int step = bough_db_query(store, BOUGH_SQL_image_seq, err, "s", image->parent);
-        if (step == 1)
+        if (step == 1) {
             parent_seq = bough_db_int(store, BOUGH_SQL_image_seq, 0);
+            config = bough_db_int(store, BOUGH_SQL_image_seq, 1);
+        }
         bough_db_end(store, BOUGH_SQL_image_seq);
         if (step == 0)
             bough_err_set(err, BOUGH_ERR_state, "store %s: image %s: its parent %s is gone",
@@ -231,20 +283,25 @@ static int commit_rows(struct bough_store *store, const struct bough_image *imag
         if (step != 1)
             return -1;
     }
+    if (image->config ? config_store(store, image->config, &config, err)
+                      : config && config_inherit(store, image, config, err))
+        return -1;
     int step = 0;
     if (node->id)
-        step = bough_db_run(store, BOUGH_SQL_layer_add, err, "iziiii", node->id, node->parent,
-                            (int64_t)node->level, bytes, files, image->created_us);
+        step = bough_db_run(store, BOUGH_SQL_layer_add, err, "iziiiis", node->id, node->parent,
+                            (int64_t)node->level, bytes, files, image->created_us, NULL);
     if (step < 0)
-        return bough_db_explain(store, image, node->id, node->parent, err);
-    if (image_insert(store, image, parent_seq, seq, err))
-        return bough_db_explain(store, image, node->id, image->layer, err);
+        return bough_db_explain(store, image->uuid, node->id, node->parent, err);
+    if (image_insert(store, image, parent_seq, config, seq, err))
+        return bough_db_explain(store, image->uuid, node->id, image->layer, err);
     if (image->tag)
-        return bough_db_run(store, BOUGH_SQL_tag_add, err, "si", image->tag, *seq) < 0 ? -1 : 0;
-    return 0;
+        step = bough_db_run(store, BOUGH_SQL_tag_add, err, "si", image->tag, *seq);
+    if (step >= 0 && image->cache_key && result_lasting(&image->result))
+        step = bough_db_run(store, BOUGH_SQL_cache_add, err, "si", image->cache_key, *seq);
+    return step < 0 ? -1 : 0;
 }
 
-static int commit_all(struct bough_store *store, const struct bough_image *image,
+static int commit_all(struct bough_store *store, struct bough_image *image,
                       const struct bough_node *node, int64_t bytes, int64_t files,
                       struct bough_err *err)
 {
@@ -258,11 +315,8 @@ static int commit_all(struct bough_store *store, const struct bough_image *image
     }
     if (bough_db_commit(store, err)) {
         bough_db_rollback(store);
-        if (node->id) {
-            char name[BOUGH_NAME_SIZE];
-            snprintf(name, sizeof name, "%lld", (long long)node->id);
-            renameat(store->layers_fd, name, store->owner_fd, name);
-        }
+        if (node->id)
+            bough_store_unseal(store, node->id);
         return -1;
     }
     if (node->id)
@@ -288,8 +342,8 @@ static int commit_check(struct bough_image *image, int64_t new_layer, int64_t pa
         return bough_err_set(err, BOUGH_ERR_invalid,
                              "image %s: layer %lld is not the new layer %lld", image->uuid,
                              (long long)image->layer, (long long)new_layer);
-    uuid_lower(image->uuid, image->uuid);
-    uuid_lower(image->parent, image->parent);
+    bough_uuid_lower(image->uuid, image->uuid);
+    bough_uuid_lower(image->parent, image->parent);
     return image->tag ? tag_check(image->tag, err) : 0;
 }
 
@@ -320,210 +374,13 @@ int bough_store_commit(struct bough_store *store, struct bough_image *image, int
     return result;
 }
 
-/* ---- finding ---- */
-
-static int image_read(struct bough_store *store, enum bough_sql which, struct bough_image *image)
-{
-    *image = (struct bough_image){0};
-    bough_db_copy(store, which, BOUGH_COLUMN_UUID, image->uuid, sizeof image->uuid);
-    bough_db_copy(store, which, BOUGH_COLUMN_PARENT, image->parent, sizeof image->parent);
-    bough_db_copy(store, which, BOUGH_COLUMN_ORIGIN, image->origin, sizeof image->origin);
-    image->layer = bough_db_int(store, which, BOUGH_COLUMN_LAYER);
-    image->size = bough_db_int(store, which, BOUGH_COLUMN_SIZE);
-    image->created_us = bough_db_int(store, which, BOUGH_COLUMN_CREATED);
-    int64_t flags = bough_db_int(store, which, BOUGH_COLUMN_FLAGS);
-    struct bough_result *r = &image->result;
-    r->present = (flags & FLAG_RESULT) != 0;
-    r->timed_out = (flags & FLAG_TIMED_OUT) != 0;
-    r->oom = (flags & FLAG_OOM) != 0;
-    r->exit_code = (int)bough_db_int(store, which, BOUGH_COLUMN_EXIT_CODE);
-    r->signal = (int)bough_db_int(store, which, BOUGH_COLUMN_SIGNAL);
-    r->elapsed_time = bough_db_double(store, which, BOUGH_COLUMN_ELAPSED);
-    r->user_time = bough_db_double(store, which, BOUGH_COLUMN_USER_TIME);
-    r->system_time = bough_db_double(store, which, BOUGH_COLUMN_SYSTEM_TIME);
-    r->max_rss = bough_db_int(store, which, BOUGH_COLUMN_MAX_RSS);
-    r->stdout_dropped = bough_db_int(store, which, BOUGH_COLUMN_OUT_DROPPED);
-    r->stderr_dropped = bough_db_int(store, which, BOUGH_COLUMN_ERR_DROPPED);
-    if (bough_db_dup(store, which, BOUGH_COLUMN_COMMAND, &image->command) == 0 &&
-        bough_db_dup(store, which, BOUGH_COLUMN_TAG, &image->tag) == 0 &&
-        bough_db_output(store, which, BOUGH_COLUMN_OUT, BOUGH_COLUMN_OUT_SIZE, &r->has_stdout,
-                        &r->stdout_data, &r->stdout_size) == 0 &&
-        bough_db_output(store, which, BOUGH_COLUMN_ERR, BOUGH_COLUMN_ERR_SIZE, &r->has_stderr,
-                        &r->stderr_data, &r->stderr_size) == 0)
-        return 0;
-    bough_image_clear(image);
-    return -1;
-}
-
-/* Makes sure that gc of another process leaves the image alone: 1 it is there, 0 gone, -1. */
-static int image_lease(struct bough_store *store, int64_t seq, int64_t owner, const char *uuid,
-                       struct bough_err *err)
-{
-    if (owner != store->owner_id && !bough_idmap_get(&store->leased, seq)) {
-        if (bough_db_begin(store, err))
-            return -1;
-        int there = bough_db_query(store, BOUGH_SQL_image_live, err, "s", uuid);
-        bough_db_end(store, BOUGH_SQL_image_live);
-        int step = 0;
-        if (there == 1)
-            step = bough_db_run(store, BOUGH_SQL_lease_add, err, "ii", seq, store->owner_id);
-        if (there != 1 || step < 0 || bough_db_commit(store, err)) {
-            bough_db_rollback(store);
-            return there == 0 ? 0 : -1;
-        }
-        bough_idmap_put(&store->leased, seq, 1); /* without memory: a lease written twice */
-    }
-    bough_store_note(store, seq);
-    return 1;
-}
-
-/* Looks a uuid or a tag up and leases what it finds: 1, 0 or -1. */
-static int find_take(struct bough_store *store, const char *ref, int64_t *seq, char *uuid,
-                     int64_t *layer, struct bough_err *err)
-{
-    bool by_uuid = bough_uuid_valid(ref);
-    enum bough_sql which = by_uuid ? BOUGH_SQL_find_uuid : BOUGH_SQL_find_tag;
-    char lower[BOUGH_UUID_SIZE];
-    int step = bough_db_query(store, which, err, "s", by_uuid ? uuid_lower(lower, ref) : ref);
-    if (step != 1)
-        return step;
-    *seq = bough_db_int(store, which, 0);
-    int64_t owner = bough_db_int(store, which, 1);
-    snprintf(uuid, BOUGH_UUID_SIZE, "%s", bough_db_text(store, which, 2));
-    *layer = bough_db_int(store, which, 3);
-    bough_db_end(store, which);
-    return image_lease(store, *seq, owner, uuid, err);
-}
-
-int bough_store_find(struct bough_store *store, const char *ref, char uuid[BOUGH_UUID_SIZE],
-                     int64_t *layer, struct bough_err *err)
-{
-    if (bough_store_enter(store, err))
-        return -1;
-    int64_t seq;
-    int found = find_take(store, ref, &seq, uuid, layer, err);
-    bough_store_leave(store);
-    return found;
-}
-
-static bool quick(struct bough_store *store, const char *uuid, int64_t *layer, int64_t **stack,
-                  int64_t *count, int64_t *fresh)
-{
-    struct bough_err err;
-    char lower[BOUGH_UUID_SIZE];
-    if (store->next_id >= store->end_id ||
-        bough_db_query(store, BOUGH_SQL_find_uuid, &err, "s", uuid_lower(lower, uuid)) != 1)
-        return false;
-    int64_t seq = bough_db_int(store, BOUGH_SQL_find_uuid, 0);
-    int64_t owner = bough_db_int(store, BOUGH_SQL_find_uuid, 1);
-    *layer = bough_db_int(store, BOUGH_SQL_find_uuid, 3);
-    bough_db_end(store, BOUGH_SQL_find_uuid);
-    if (owner != store->owner_id && !bough_idmap_get(&store->leased, seq))
-        return false; /* a lease would have to be written */
-    bough_store_note(store, seq);
-    *count = bough_stack_take(store, *layer, stack, &err);
-    if (*count < 0)
-        return false;
-    *fresh = store->next_id++;
-    return true;
-}
-
-bool bough_store_quick(struct bough_store *store, const char *uuid, int64_t *layer, int64_t **stack,
-                       int64_t *count, int64_t *fresh)
-{
-    if (store->pid != getpid() || pthread_mutex_trylock(&store->mutex) != 0)
-        return false;
-    bool done = quick(store, uuid, layer, stack, count, fresh);
-    bough_store_leave(store);
-    return done;
-}
-
-static int image_get(struct bough_store *store, const char *ref, struct bough_image *out,
-                     struct bough_err *err)
-{
-    int64_t seq, layer;
-    char uuid[BOUGH_UUID_SIZE];
-    int found = find_take(store, ref, &seq, uuid, &layer, err);
-    if (found != 1)
-        return found;
-    /* Leased now, so the row cannot go. */
-    int step = bough_db_query(store, BOUGH_SQL_image_get, err, "is", seq, ref);
-    if (step == 1 && image_read(store, BOUGH_SQL_image_get, out))
-        step = bough_err_sys(err, ENOMEM, "image %s", uuid);
-    bough_db_end(store, BOUGH_SQL_image_get);
-    return step;
-}
-
-int bough_store_get(struct bough_store *store, const char *ref, struct bough_image *out,
-                    struct bough_err *err)
-{
-    *out = (struct bough_image){0};
-    if (bough_store_enter(store, err))
-        return -1;
-    int found = image_get(store, ref, out, err);
-    bough_store_leave(store);
-    return found;
-}
-
-/* ---- listing ---- */
-
-static void images_free(struct bough_image *list, long count)
-{
-    for (long i = 0; i < count; i++)
-        bough_image_clear(&list[i]);
-    free(list);
-}
-
-static long list_read(struct bough_store *store, const struct bough_filter *filter,
-                      struct bough_image **out, struct bough_err *err)
-{
-    char lower[BOUGH_UUID_SIZE];
-    const char *parent = filter->parent ? uuid_lower(lower, filter->parent) : NULL;
-    long count = 0, size = 0;
-    struct bough_image *list = NULL;
-    int step = bough_db_list(store, filter, parent, err);
-    while (step == 1) {
-        struct bough_image *grown = list;
-        if (count == size) {
-            size = size ? size * 2 : 16;
-            grown = reallocarray(list, (size_t)size, sizeof *list);
-        }
-        list = grown ? grown : list;
-        if (!grown || image_read(store, BOUGH_SQL_list, &list[count])) {
-            step = bough_err_sys(err, ENOMEM, "store %s", store->home);
-            break;
-        }
-        count++;
-        step = bough_db_next(store, BOUGH_SQL_list, err);
-    }
-    bough_db_end(store, BOUGH_SQL_list);
-    if (step < 0) {
-        images_free(list, count);
-        return -1;
-    }
-    *out = list;
-    return count;
-}
-
-long bough_store_list(struct bough_store *store, const struct bough_filter *filter,
-                      struct bough_image **out, struct bough_err *err)
-{
-    static const struct bough_filter everything;
-    *out = NULL;
-    if (bough_store_enter(store, err))
-        return -1;
-    long count = list_read(store, filter ? filter : &everything, out, err);
-    bough_store_leave(store);
-    return count;
-}
-
 /* ---- tags, removal, numbers ---- */
 
 /* The row number of an image that is not removed; 0 and kind not_found when there is none. */
 static int64_t image_seq(struct bough_store *store, const char *uuid, struct bough_err *err)
 {
     char lower[BOUGH_UUID_SIZE];
-    int step = bough_db_query(store, BOUGH_SQL_image_live, err, "s", uuid_lower(lower, uuid));
+    int step = bough_db_query(store, BOUGH_SQL_image_live, err, "s", bough_uuid_lower(lower, uuid));
     int64_t seq = step == 1 ? bough_db_int(store, BOUGH_SQL_image_live, 0) : 0;
     bough_db_end(store, BOUGH_SQL_image_live);
     if (step == 0)
@@ -578,6 +435,8 @@ static int change_remove(struct bough_store *store, int64_t seq, const char *uui
     if (step == 1)
         return bough_err_set(err, BOUGH_ERR_state, "image %s: other images were made from it",
                              uuid);
+    if (step == 0)
+        step = bough_db_run(store, BOUGH_SQL_cache_del, err, "i", seq);
     if (step == 0)
         step = bough_db_run(store, BOUGH_SQL_image_hide, err, "i", seq);
     return step < 0 ? -1 : 0;

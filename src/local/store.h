@@ -41,7 +41,12 @@ struct bough_image {
     int64_t layer;                /* top layer, 0 for an empty stack */
     int64_t size;                 /* bytes of its own layer, 0 when the run changed nothing */
     int64_t created_us;           /* since the epoch */
-    bool disposable;              /* never stored; here so that one struct serves */
+    char *config; /* owned; JSON text of the defaults that an imported image brings along (env,
+                                   * cwd, user, entrypoint, ...), NULL for none. bough_store_commit gives an image
+                                   * without one its parent's */
+    char
+        *cache_key; /* owned, for commit alone: the run cache's key, NULL for none; not read back */
+    bool disposable; /* never stored; here so that one struct serves */
     struct bough_result result;
 };
 
@@ -74,6 +79,24 @@ int64_t bough_store_layer_ids(struct bough_store *store, int count, struct bough
  * directory. A tag moves silently from another image. */
 int bough_store_commit(struct bough_store *store, struct bough_image *image, int64_t new_layer,
                        int64_t parent_layer, int64_t bytes, int64_t files, struct bough_err *err);
+
+/* Seals a layer that no image has yet: renames tmp/<owner>/<id> to layers/<id> and inserts its row, leased
+ * to this owner until bough_store_layer_release or its end, so that no gc takes it. `chain` (NULL: none) names what
+ * it holds, an OCI chain id: bough_store_layer_find finds it by that again. A chain that is there already
+ * wins: returns 1 with *id set to the layer that has it, leased, and the staged one is the caller's to remove. */
+int bough_store_layer_add(struct bough_store *store, int64_t *id, int64_t parent_layer,
+                          int64_t bytes, int64_t files, const char *chain, struct bough_err *err);
+/* The layer of this chain id: 1 found (leased), 0 not, -1. */
+int bough_store_layer_find(struct bough_store *store, const char *chain, int64_t *id,
+                           struct bough_err *err);
+/* Gives up one lease of ours (they are counted: find and add give one each). */
+void bough_store_layer_release(struct bough_store *store, int64_t id);
+
+/* The image that an earlier run left under this cache key: as bough_store_get. Commit has recorded it for
+ * image->cache_key, replacing an earlier one, when the result says exit code 0 and nothing was cut off. An
+ * image that is removed takes its key with it. */
+int bough_store_cached(struct bough_store *store, const char *key, struct bough_image *out,
+                       struct bough_err *err);
 
 /* Looks up a uuid or a tag (a uuid-shaped text is a uuid). Returns 1 found, 0 not, -1 error. Leases
  * the image to this owner, so that another process's gc leaves it alone. out->tag is `ref` when that

@@ -1,4 +1,4 @@
-/* store_priv.h - what store.c, db.c, home.c, stack.c and gc.c share; nobody else includes it.
+/* store_priv.h - what the files of the store share; nobody else includes it.
  *
  * Everything here expects the caller to be between bough_store_enter and
  * bough_store_leave, or to be the one that opens or closes the store. */
@@ -18,6 +18,13 @@
 #define BOUGH_LOCK_WAIT_NS 10000000000LL
 #define BOUGH_OWNER_SIZE 40
 #define BOUGH_NAME_SIZE 48 /* "<id>", "trash-<id>", "<owner>/lock" */
+
+/* images.flags */
+enum {
+    BOUGH_FLAG_RESULT = 1,
+    BOUGH_FLAG_TIMED_OUT = 2,
+    BOUGH_FLAG_OOM = 4,
+};
 
 /* A hash from positive int64 to int64: a set when the value is of no interest. */
 struct bough_idmap {
@@ -59,6 +66,7 @@ struct bough_store {
 
     struct bough_idmap leased; /* image seqs with a lease row of ours */
     struct bough_idmap handed; /* stand-ins that were part of a stack we gave out */
+    struct bough_idmap held;   /* layer id -> how often we hold a lease on it */
     int64_t *recent;           /* image seqs made or got since bough_store_gc_mark */
     size_t recent_count, recent_size;
     int marks;
@@ -69,6 +77,9 @@ struct bough_store {
     struct bough_step *steps; /* scratch of the walk */
     size_t step_size;
 
+    int64_t config_id; /* the config inherited last, 0 none */
+    char *config_text;
+
     pthread_mutex_t checkpoint_mutex; /* taken without `mutex`, never the other way round */
     struct sqlite3 *checkpoint_db;
     atomic_int wal_pages;
@@ -77,6 +88,9 @@ struct bough_store {
 /* Takes the mutex; refuses a store that came through a fork. */
 int bough_store_enter(struct bough_store *store, struct bough_err *err);
 void bough_store_leave(struct bough_store *store);
+
+/* The stored form of a uuid; any other text, or NULL, becomes one that is no uuid. Returns `uuid`. */
+const char *bough_uuid_lower(char uuid[BOUGH_UUID_SIZE], const char *text);
 
 /* home.c */
 /* `home` with the current directory in front where needed; malloc'ed, NULL with errno. */
@@ -96,10 +110,14 @@ void bough_commit_unlock(struct bough_store *store);
 /* bough_store_stack for a caller who holds the mutex. */
 int bough_stack_take(struct bough_store *store, int64_t layer, int64_t **ids,
                      struct bough_err *err);
-int64_t bough_store_take_ids(struct bough_store *store, int count, struct bough_err *err);
-int bough_store_seal(struct bough_store *store, int64_t id, struct bough_err *err);
 void bough_cache_add(struct bough_store *store, const struct bough_node *node);
 void bough_cache_clear(struct bough_store *store);
+
+/* layer.c */
+int64_t bough_store_take_ids(struct bough_store *store, int count, struct bough_err *err);
+/* Moves a finished directory from staging to layers/, or back when its row could not be committed. */
+int bough_store_seal(struct bough_store *store, int64_t id, struct bough_err *err);
+void bough_store_unseal(struct bough_store *store, int64_t id);
 
 /* gc.c */
 int bough_owner_make(struct bough_store *store, struct bough_err *err);

@@ -188,6 +188,13 @@ static const int writer_calls[] = {
     SCMP_SYS(utimensat),  SCMP_SYS(wait4),
 };
 
+static const int layer_calls[] = {
+    SCMP_SYS(fchmodat),
+    SCMP_SYS(flistxattr),
+    SCMP_SYS(fremovexattr),
+    SCMP_SYS(getdents64),
+};
+
 /* No decoder calls these by accident: whoever does is not us any more. */
 static const int deadly_calls[] = {
     SCMP_SYS(add_key),
@@ -236,12 +243,13 @@ static int calls_add(scmp_filter_ctx filter, uint32_t action, const int *calls, 
 #define CALLS_ADD(filter, action, list) \
     calls_add(filter, action, list, sizeof(list) / sizeof((list)[0]))
 
-static int filter_fill(scmp_filter_ctx filter, bool writer)
+static int filter_fill(scmp_filter_ctx filter, bool writer, bool layer)
 {
     int r;
     if ((r = seccomp_attr_set(filter, SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_KILL_PROCESS)) < 0 ||
         (r = CALLS_ADD(filter, SCMP_ACT_ALLOW, common_calls)) < 0 ||
-        (writer && (r = CALLS_ADD(filter, SCMP_ACT_ALLOW, writer_calls)) < 0))
+        (writer && (r = CALLS_ADD(filter, SCMP_ACT_ALLOW, writer_calls)) < 0) ||
+        (layer && (r = CALLS_ADD(filter, SCMP_ACT_ALLOW, layer_calls)) < 0))
         return r;
     /* the sanitizers' runtime starts a symbolizer when it has something to report */
     if (!JAIL_SANITIZED && (r = CALLS_ADD(filter, SCMP_ACT_KILL_PROCESS, deadly_calls)) < 0)
@@ -256,24 +264,27 @@ static int filter_fill(scmp_filter_ctx filter, bool writer)
     return r;
 }
 
-static int filter_load(bool writer, struct bough_err *err)
+static int filter_load(bool writer, bool layer, struct bough_err *err)
 {
     scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ERRNO(EPERM));
     if (!filter)
         return bough_err_set(err, BOUGH_ERR_resource, "seccomp: out of memory");
-    int r = filter_fill(filter, writer);
+    int r = filter_fill(filter, writer, layer);
+    /* of all threads: the hasher is one */
+    if (r >= 0)
+        r = seccomp_attr_set(filter, SCMP_FLTATR_CTL_TSYNC, 1);
     if (r >= 0)
         r = seccomp_load(filter);
     seccomp_release(filter);
     return r < 0 ? bough_err_sys(err, -r, "seccomp") : 0;
 }
 
-int bough_jail_seal_writer(struct bough_err *err)
+int bough_jail_seal_writer(bool layer, struct bough_err *err)
 {
-    return filter_load(true, err);
+    return filter_load(true, layer, err);
 }
 
 int bough_jail_seal_decoder(struct bough_err *err)
 {
-    return filter_load(false, err);
+    return filter_load(false, false, err);
 }

@@ -25,9 +25,10 @@ int bough_jail_close(int in_fd, int out_fd, int report_fd, struct bough_err *err
 /* Limits, namespaces, root directory, capabilities. Forking is still possible after it. */
 int bough_jail_enter(struct bough_jail *jail, struct bough_err *err);
 
-/* The system-call filters, the last step: for the process that writes files, and for the one that
- * only turns bytes from one descriptor into bytes on another. */
-int bough_jail_seal_writer(struct bough_err *err);
+/* The system-call filters, the last step: for the process that writes files (and, for a layer, looks
+ * into directories to remove what they hold), and for the one that only turns bytes from one
+ * descriptor into bytes on another. */
+int bough_jail_seal_writer(bool layer, struct bough_err *err);
 int bough_jail_seal_decoder(struct bough_err *err);
 
 #endif

@@ -1,18 +1,21 @@
 /* bough-unpack: turns a tar archive that nobody vouches for into a directory tree.
  *
- *   bough-unpack --out-fd N --in-fd M --report-fd R [--squash] [--progress]
- *                [--max-bytes N] [--max-files N] [--opaque ATTRIBUTE]
+ *   bough-unpack --out-fd N --in-fd M --report-fd R [--layer | --plain] [--digest] [--squash]
+ *                [--progress] [--max-bytes N] [--max-files N]
  *
  * Started by the keeper as root of the host or of a user namespace; works for an ordinary user
- * too. Descriptor N is the directory to fill (an empty one), M the archive, a file or a pipe. R
- * gets one line at the end,
+ * too. Descriptor N is the directory to fill (an empty one, or with --layer the root of a mounted
+ * overlay with the layers below), M the archive, a file or a pipe. --layer and --plain are the modes of
+ * extract.h. R gets one line at the end,
  *
  *   ok BYTES FILES SKIPPED                 exit code 0
+ *   ok BYTES FILES SKIPPED sha256:HEX      the same with --digest: of the archive to its last byte, after
+ *                                          decompression
  *   err KIND ERRNO MESSAGE                 exit code 1; KIND is one of err.h
  *
- * and before it, with --progress, at most ten times a second and once per MiB of input,
+ * and before it, with --progress, about ten times a second as long as it moves,
  *
- *   progress BYTES_OF_ARCHIVE_READ ENTRIES
+ *   at BYTES                               of the archive that have been read, compressed as they are
  *
  * No line at all means that it was killed; by SIGSYS, that the archive got the better of a library
  * and the filter of the jail held. Wrong arguments: exit code 2. */
@@ -33,7 +36,8 @@
 
 struct options {
     int out_fd, in_fd, report_fd;
-    bool squash, progress;
+    bool squash, progress, digest;
+    enum bough_extract_mode mode;
     int64_t max_bytes, max_files;
 };
 
@@ -42,7 +46,7 @@ struct progress {
     int64_t shown_bytes, shown_ns;
 };
 
-enum { PROGRESS_BYTES = 1024 * 1024, PROGRESS_NS = 100 * 1000 * 1000 };
+enum { PROGRESS_NS = 100 * 1000 * 1000 };
 
 static int number_parse(const char *text, int64_t most, int64_t *out)
 {
@@ -76,10 +80,15 @@ static int option_take(struct options *o, int option, const char *value)
         return number_parse(value, INT64_MAX, &o->max_bytes);
     case 'f':
         return number_parse(value, INT64_MAX, &o->max_files);
-    case 'q':
-        /* for the whiteouts of OCI layers, which this program does not know yet */
-        return strcmp(value, "trusted.overlay.opaque") && strcmp(value, "user.overlay.opaque") ? -1
-                                                                                               : 0;
+    case 'd':
+        o->digest = true;
+        return 0;
+    case 'l':
+    case 'n':
+        if (o->mode != BOUGH_EXTRACT_TREE)
+            return -1;
+        o->mode = option == 'l' ? BOUGH_EXTRACT_LAYER : BOUGH_EXTRACT_PLAIN;
+        return 0;
     default:
         return -1;
     }
@@ -91,11 +100,13 @@ static int options_parse(struct options *o, int argc, char **argv)
         {"out-fd", required_argument, NULL, 'o'},
         {"in-fd", required_argument, NULL, 'i'},
         {"report-fd", required_argument, NULL, 'r'},
+        {"layer", no_argument, NULL, 'l'},
+        {"plain", no_argument, NULL, 'n'},
+        {"digest", no_argument, NULL, 'd'},
         {"squash", no_argument, NULL, 's'},
         {"progress", no_argument, NULL, 'p'},
         {"max-bytes", required_argument, NULL, 'b'},
         {"max-files", required_argument, NULL, 'f'},
-        {"opaque", required_argument, NULL, 'q'},
         {0},
     };
     int option;
@@ -140,19 +151,17 @@ static int failure_report(int fd, const struct bough_err *err)
     return 1;
 }
 
-static void progress_show(void *arg, int64_t entries)
+static void progress_show(void *arg)
 {
     struct progress *p = arg;
     int64_t bytes = bough_source_position(p->source);
-    if (bytes - p->shown_bytes < PROGRESS_BYTES)
-        return;
-    int64_t now = bough_now_ns();
+    int64_t now = bytes == p->shown_bytes ? p->shown_ns : bough_now_ns();
     if (now - p->shown_ns < PROGRESS_NS)
         return;
     p->shown_bytes = bytes;
     p->shown_ns = now;
     char line[64];
-    snprintf(line, sizeof line, "progress %lld %lld\n", (long long)bytes, (long long)entries);
+    snprintf(line, sizeof line, "at %lld\n", (long long)bytes);
     line_write(BOUGH_JAIL_REPORT, line);
 }
 
@@ -172,15 +181,18 @@ static int unpack(const struct options *o, struct bough_source *source, struct b
     struct progress progress = {.source = source};
     struct bough_jail jail;
     libraries_warm();
+    if (o->digest && !(source->hasher = bough_hasher_new(err)))
+        return -1;
     if (bough_jail_enter(&jail, err) < 0)
         return -1;
     /* the keeper is our parent, and nobody else would want the result */
     (void)prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     if (bough_source_open(source, BOUGH_JAIL_IN, err) < 0 || bough_source_start(source, err) < 0 ||
-        bough_jail_seal_writer(err) < 0)
+        bough_jail_seal_writer(o->mode == BOUGH_EXTRACT_LAYER, err) < 0)
         return -1;
     *how = (struct bough_extract){
         .root = BOUGH_JAIL_OUT,
+        .mode = o->mode,
         .squash = o->squash,
         .may_chown = jail.may_chown,
         .max_bytes = o->max_bytes,
@@ -198,20 +210,24 @@ int main(int argc, char **argv)
     struct bough_source source = {.fd = -1, .pidfd = -1};
     struct bough_extract how;
     if (options_parse(&o, argc, argv) < 0) {
-        fputs("usage: bough-unpack --out-fd N --in-fd N --report-fd N [--squash] [--progress] "
-              "[--max-bytes N] [--max-files N] [--opaque ATTRIBUTE]\n",
-              stderr);
+        fputs(
+            "usage: bough-unpack --out-fd N --in-fd N --report-fd N [--layer | --plain] [--digest] "
+            "[--squash] [--progress] [--max-bytes N] [--max-files N]\n",
+            stderr);
         return 2;
     }
     if (bough_jail_close(o.in_fd, o.out_fd, o.report_fd, &err) < 0)
         return failure_report(o.report_fd, &err);
     int r = unpack(&o, &source, &how, &err);
+    char digest[BOUGH_SHA256_HEX + 8] = " sha256:";
+    if (r == 0 && source.hasher)
+        bough_hasher_hex(source.hasher, digest + 8);
     bough_source_close(&source);
     if (r < 0)
         return failure_report(BOUGH_JAIL_REPORT, &err);
-    char line[96];
-    snprintf(line, sizeof line, "ok %lld %lld %lld\n", (long long)how.bytes, (long long)how.files,
-             (long long)how.skipped);
+    char line[192];
+    snprintf(line, sizeof line, "ok %lld %lld %lld%s\n", (long long)how.bytes, (long long)how.files,
+             (long long)how.skipped, o.digest ? digest : "");
     line_write(BOUGH_JAIL_REPORT, line);
     return 0;
 }

@@ -5,37 +5,52 @@
 #include <stdio.h>
 #include <string.h>
 
-int bough_path_set(struct bough_path *path, const char *raw, struct bough_err *err)
+/* One byte more for the slash, one for the terminator. */
+static int component_push(struct bough_path *path, const char *name, size_t len,
+                          struct bough_err *err)
 {
-    size_t used = 0;
+    size_t used = strlen(path->text);
+    if (len > NAME_MAX)
+        return bough_err_set(err, BOUGH_ERR_invalid, "has a name of %zu bytes (at most %d)", len,
+                             NAME_MAX);
+    if (used + len + 2 > sizeof path->text)
+        return bough_err_set(err, BOUGH_ERR_invalid, "has a path of more than %d bytes",
+                             PATH_MAX - 1);
+    path->parent_len = used;
+    if (used)
+        path->text[used++] = '/';
+    path->name_at = used;
+    memcpy(path->text + used, name, len);
+    path->text[used + len] = '\0';
+    return 0;
+}
+
+static void component_pop(struct bough_path *path)
+{
+    path->text[path->parent_len] = '\0';
+    const char *slash = strrchr(path->text, '/');
+    path->parent_len = slash ? (size_t)(slash - path->text) : 0;
+    path->name_at = slash ? path->parent_len + 1 : 0;
+}
+
+int bough_path_set(struct bough_path *path, const char *raw, int lenient, struct bough_err *err)
+{
     path->text[0] = '\0';
     path->parent_len = path->name_at = 0;
     if (!raw || !*raw)
         return bough_err_set(err, BOUGH_ERR_invalid, "has an empty name");
-    if (*raw == '/')
+    if (*raw == '/' && !lenient)
         return bough_err_set(err, BOUGH_ERR_invalid, "leads out of the archive (absolute path)");
-    while (*raw) {
+    for (raw += strspn(raw, "/"); *raw; raw += strspn(raw, "/")) {
         size_t len = strcspn(raw, "/");
-        if (len == 2 && raw[0] == '.' && raw[1] == '.')
-            return bough_err_set(err, BOUGH_ERR_invalid, "leads out of the archive (\"..\")");
-        if (len > NAME_MAX)
-            return bough_err_set(err, BOUGH_ERR_invalid, "has a name of %zu bytes (at most %d)",
-                                 len, NAME_MAX);
-        if (len && !(len == 1 && raw[0] == '.')) {
-            /* one byte more for the slash, one for the terminator */
-            if (used + len + 2 > sizeof path->text)
-                return bough_err_set(err, BOUGH_ERR_invalid, "has a path of more than %d bytes",
-                                     PATH_MAX - 1);
-            path->parent_len = used;
-            if (used)
-                path->text[used++] = '/';
-            path->name_at = used;
-            memcpy(path->text + used, raw, len);
-            used += len;
-            path->text[used] = '\0';
+        if (len == 2 && raw[0] == '.' && raw[1] == '.') {
+            if (!lenient || bough_path_is_root(path))
+                return bough_err_set(err, BOUGH_ERR_invalid, "leads out of the archive (\"..\")");
+            component_pop(path);
+        } else if (!(len == 1 && raw[0] == '.') && component_push(path, raw, len, err) < 0) {
+            return -1;
         }
         raw += len;
-        raw += strspn(raw, "/");
     }
     return 0;
 }

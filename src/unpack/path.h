@@ -21,8 +21,10 @@ struct bough_path {
 #define BOUGH_QUOTE_MAX 168
 
 /* Brings `raw` into the one form. Refuses (kind invalid) an empty, absolute or too long
- * name and any ".."; the message is only the reason, the caller names the entry. */
-int bough_path_set(struct bough_path *path, const char *raw, struct bough_err *err);
+ * name and any ".."; the message is only the reason, the caller names the entry. When
+ * `lenient`, as for layers, which name the root in several ways, slashes in front count for
+ * nothing and ".." takes back a component; it must still not leave. */
+int bough_path_set(struct bough_path *path, const char *raw, int lenient, struct bough_err *err);
 
 static inline const char *bough_path_name(const struct bough_path *path)
 {

@@ -8,6 +8,10 @@
 #include <sys/syscall.h>
 
 #include "../sys.h"
+#include "prune.h"
+
+/* As the kernel has it. */
+enum { LINKS_MAX = 40 };
 
 /* Memory for remembered directories: about two million of them. */
 #define LATE_BYTES ((size_t)256 << 20)
@@ -21,10 +25,11 @@ static int dir_open(int dir, const char *path, unsigned flags)
     return (int)BOUGH_RETRY(syscall(SYS_openat2, dir, path, &how, sizeof how));
 }
 
-void bough_place_init(struct bough_place *place, int root)
+void bough_place_init(struct bough_place *place, int root, struct bough_made *made)
 {
     memset(place, 0, sizeof *place);
     place->root = root;
+    place->made = made;
     place->entry.fd = place->target.fd = -1;
 }
 
@@ -94,6 +99,131 @@ static int dir_make(struct bough_place *place, char *path, struct bough_err *err
     return dir;
 }
 
+static int long_fail(struct bough_err *err)
+{
+    return bough_err_set(err, BOUGH_ERR_invalid, "leads to a path of more than %d bytes",
+                         PATH_MAX - 1);
+}
+
+/* A walk along a path that may have links in it. */
+struct walk {
+    int dir;             /* the last directory of `real` that exists; owned unless the root */
+    int root;            /* borrowed */
+    size_t missing;      /* components of `real` that lie beyond it */
+    size_t len;          /* of `real` */
+    char *real;          /* what has been walked, PATH_MAX bytes */
+    char todo[PATH_MAX]; /* what is left */
+    int links;
+};
+
+static void walk_to(struct walk *w, int dir)
+{
+    if (w->dir != w->root)
+        bough_fd_close(&w->dir);
+    w->dir = dir;
+}
+
+/* Back to the parent. Above the root is the root. */
+static int walk_up(struct walk *w, struct bough_err *err)
+{
+    while (w->len && w->real[w->len - 1] != '/')
+        w->len--;
+    w->len -= w->len > 0;
+    w->real[w->len] = '\0';
+    if (w->missing) {
+        w->missing--;
+        return 0;
+    }
+    walk_to(w, w->len ? dir_open(w->root, w->real, O_PATH) : w->root);
+    return w->dir < 0 ? bough_err_sys(err, errno, "look up its directory") : 0;
+}
+
+/* Puts the link's target in front of what is left, and goes to where the target begins. */
+static int walk_link(struct walk *w, const char *target, size_t len, const char *rest,
+                     struct bough_err *err)
+{
+    size_t left = strlen(rest);
+    if (++w->links > LINKS_MAX)
+        return bough_err_set(err, BOUGH_ERR_invalid, "leads through too many symbolic links");
+    if (len + 1 + left + 1 > sizeof w->todo)
+        return long_fail(err);
+    memmove(w->todo + len + 1, rest, left + 1);
+    memcpy(w->todo, target, len);
+    w->todo[len] = '/';
+    if (*target == '/') {
+        walk_to(w, w->root);
+        w->len = 0;
+        w->real[0] = '\0';
+    }
+    return 0;
+}
+
+/* One component, `len` bytes at `name` in `todo`; `name` ends there. */
+static int walk_step(struct walk *w, const char *name, size_t len, const char *rest,
+                     struct bough_err *err)
+{
+    char target[PATH_MAX];
+    ssize_t n = w->missing ? -1 : readlinkat(w->dir, name, target, sizeof target);
+    if (n > 0)
+        return walk_link(w, target, (size_t)n, rest, err);
+    if (w->len + 1 + len + 1 > PATH_MAX)
+        return long_fail(err);
+    if (w->len)
+        w->real[w->len++] = '/';
+    memcpy(w->real + w->len, name, len + 1);
+    w->len += len;
+    int next = w->missing ? -1 : dir_open(w->dir, name, O_PATH);
+    if (next >= 0)
+        walk_to(w, next);
+    else
+        w->missing++;
+    memmove(w->todo, rest, strlen(rest) + 1);
+    return 0;
+}
+
+/* `real` becomes the path that `path` leads to when its links are followed inside the root. Parts that are
+ * missing, or no directories, are taken as they are. */
+static int links_follow(struct bough_place *place, const char *path, char *real,
+                        struct bough_err *err)
+{
+    struct walk w = {.dir = place->root, .root = place->root, .real = real};
+    int r = 0;
+    strcpy(w.todo, path);
+    real[0] = '\0';
+    while (r == 0) {
+        char *name = w.todo + strspn(w.todo, "/");
+        size_t len = strcspn(name, "/");
+        char *rest = name + len + (name[len] == '/');
+        name[len] = '\0';
+        if (!len)
+            break;
+        if (strcmp(name, ".") && strcmp(name, "..")) {
+            r = walk_step(&w, name, len, rest, err);
+            continue;
+        }
+        if (len == 2)
+            r = walk_up(&w, err);
+        memmove(w.todo, rest, strlen(rest) + 1);
+    }
+    walk_to(&w, place->root);
+    return r;
+}
+
+static int parent_open(struct bough_place *place, struct bough_place_slot *slot, int make,
+                       struct bough_err *err)
+{
+    strcpy(slot->real, slot->path);
+    int fd = dir_open(place->root, slot->real, O_PATH);
+    if (fd < 0 && errno == ELOOP && place->made) {
+        if (links_follow(place, slot->path, slot->real, err) < 0)
+            return -1;
+        fd = dir_open(place->root, *slot->real ? slot->real : ".", O_PATH);
+    }
+    if (fd < 0 && errno == ENOENT && make)
+        return dir_make(place, slot->real, err);
+    return fd < 0 ? culprit_name(place, slot->real, errno, err) : fd;
+}
+
 int bough_place_parent(struct bough_place *place, struct bough_place_slot *slot,
                        const struct bough_path *path, int make, struct bough_err *err)
 {
@@ -106,28 +236,63 @@ int bough_place_parent(struct bough_place *place, struct bough_place_slot *slot,
     memcpy(slot->path, path->text, path->parent_len);
     slot->path[path->parent_len] = '\0';
     slot->len = path->parent_len;
-    slot->fd = dir_open(place->root, slot->path, O_PATH);
-    if (slot->fd < 0 && errno == ENOENT && make)
-        slot->fd = dir_make(place, slot->path, err);
-    else if (slot->fd < 0)
-        return culprit_name(place, slot->path, errno, err);
+    slot->fd = parent_open(place, slot, make, err);
+    /* an archive's own directories get such a mode when all is in them, but a layer finds others */
+    struct stat st;
+    slot->gives_group =
+        place->root_gives_group ||
+        (place->made && slot->fd >= 0 && fstat(slot->fd, &st) == 0 && st.st_mode & S_ISGID);
     return slot->fd;
 }
 
-int bough_place_clear(struct bough_place *place, int dir, const char *name, struct bough_err *err)
+int bough_place_real(const struct bough_place_slot *slot, const struct bough_path *path,
+                     char real[PATH_MAX], struct bough_err *err)
 {
+    const char *name = bough_path_name(path);
+    size_t dir = path->parent_len ? strlen(slot->real) : 0, len = strlen(name);
+    if (dir + 1 + len + 1 > PATH_MAX)
+        return long_fail(err);
+    memcpy(real, slot->real, dir);
+    if (dir)
+        real[dir++] = '/';
+    memcpy(real + dir, name, len + 1);
+    return 0;
+}
+
+bool bough_place_gives_group(const struct bough_place *place, const struct bough_path *path)
+{
+    return path->parent_len ? place->entry.gives_group : place->root_gives_group;
+}
+
+bool bough_place_is_lower(const struct bough_place *place, const char *real)
+{
+    return place->made &&
+           !bough_made_has(place->made,
+                           bough_made_below(place->made, BOUGH_MADE_ROOT, real, strlen(real)));
+}
+
+/* The descriptors stay open because the caller borrows one. */
+void bough_place_forget(struct bough_place *place)
+{
+    place->entry.len = place->target.len = 0;
+}
+
+int bough_place_clear(struct bough_place *place, int dir, const char *name, const char *real,
+                      struct bough_err *err)
+{
+    bough_place_forget(place);
     if (unlinkat(dir, name, 0) == 0)
         return 0;
     if (errno != EISDIR)
         return bough_err_sys(err, errno, "replace the earlier entry of this name");
+    if (bough_place_is_lower(place, real))
+        return bough_prune_name(place->made, dir, real, err);
     if (unlinkat(dir, name, AT_REMOVEDIR) < 0) {
         if (errno == ENOTEMPTY || errno == EEXIST)
             return bough_err_set(err, BOUGH_ERR_invalid,
                                  "would replace a directory that is not empty");
         return bough_err_sys(err, errno, "replace the earlier directory of this name");
     }
-    /* a slot may hold this directory; they stay open because the caller borrows one */
-    place->entry.len = place->target.len = 0;
     return 0;
 }
 

@@ -14,10 +14,13 @@
 #include "jail.h"
 
 enum {
-    BUFFER_BYTES = 256 * 1024,
+    BLOCK_BYTES = 256 * 1024,
+    BLOCKS = BOUGH_HASHER_BLOCKS,
     PIPE_BYTES = 1024 * 1024,
     /* tar pads to its record size, by default 10 KiB; whoever adds more gets no checksum */
     TAIL_BYTES = 16 * 1024 * 1024,
+    /* a digest is of all or of nothing: beyond this it is refused */
+    DIGEST_TAIL_BYTES = 256 * 1024 * 1024,
     TAR_MAGIC_AT = 257,
 };
 
@@ -46,13 +49,13 @@ static enum bough_codec codec_of(const char *head, size_t len)
 
 int bough_source_open(struct bough_source *source, int fd, struct bough_err *err)
 {
-    *source = (struct bough_source){.fd = fd, .pidfd = -1};
-    source->buffer = malloc(BUFFER_BYTES);
+    source->fd = fd;
+    source->buffer = malloc((size_t)BLOCK_BYTES * BLOCKS);
     if (!source->buffer)
         return bough_err_set(err, BOUGH_ERR_resource, "out of memory");
     while (source->peeked < 512) {
         ssize_t n =
-            bough_read_wait(fd, source->buffer + source->peeked, BUFFER_BYTES - source->peeked);
+            bough_read_wait(fd, source->buffer + source->peeked, BLOCK_BYTES - source->peeked);
         if (n < 0)
             return bough_err_sys(err, errno, "read the archive");
         if (n == 0)
@@ -86,10 +89,8 @@ __attribute__((noreturn)) static void decoder_main(struct bough_source *source, 
     _exit(r < 0);
 }
 
-int bough_source_start(struct bough_source *source, struct bough_err *err)
+static int decoder_start(struct bough_source *source, struct bough_err *err)
 {
-    if (source->codec == BOUGH_CODEC_PLAIN)
-        return 0;
     source->decoded = mmap(NULL, sizeof *source->decoded, PROT_READ | PROT_WRITE,
                            MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (source->decoded == MAP_FAILED) {
@@ -121,6 +122,13 @@ int bough_source_start(struct bough_source *source, struct bough_err *err)
     return 0;
 }
 
+int bough_source_start(struct bough_source *source, struct bough_err *err)
+{
+    if (source->codec != BOUGH_CODEC_PLAIN && decoder_start(source, err) < 0)
+        return -1;
+    return source->hasher ? bough_hasher_start(source->hasher, err) : 0;
+}
+
 /* Takes the decoder's last words. */
 static int decoder_reap(struct bough_source *source, struct bough_err *err)
 {
@@ -149,12 +157,15 @@ static int decoder_reap(struct bough_source *source, struct bough_err *err)
 ssize_t bough_source_read(struct bough_source *source, const void **data, struct bough_err *err)
 {
     ssize_t n = (ssize_t)source->peeked;
-    *data = source->buffer;
+    char *block = source->buffer + source->block * BLOCK_BYTES;
+    *data = block;
     source->peeked = 0;
     if (source->ended)
         return 0;
     if (n == 0) {
-        n = bough_read_wait(source->fd, source->buffer, BUFFER_BYTES);
+        if (source->hasher)
+            bough_hasher_wait(source->hasher, BLOCKS - 1);
+        n = bough_read_wait(source->fd, block, BLOCK_BYTES);
         if (n < 0)
             return bough_err_sys(err, errno, "read the archive");
     }
@@ -165,20 +176,29 @@ ssize_t bough_source_read(struct bough_source *source, const void **data, struct
     if (source->codec == BOUGH_CODEC_PLAIN)
         source->in_bytes += n;
     source->out_bytes += n;
+    if (source->hasher) {
+        bough_hasher_put(source->hasher, block, (size_t)n);
+        source->block = (source->block + 1) % BLOCKS;
+    }
     return n;
 }
 
-int bough_source_finish(struct bough_source *source, struct bough_err *err)
+int bough_source_finish(struct bough_source *source, bool whole, struct bough_err *err)
 {
-    if (source->codec == BOUGH_CODEC_PLAIN)
+    whole = whole && source->hasher;
+    if (source->codec == BOUGH_CODEC_PLAIN && !whole)
         return 0;
-    int64_t limit = source->out_bytes + TAIL_BYTES;
+    int64_t limit = source->out_bytes + (whole ? DIGEST_TAIL_BYTES : TAIL_BYTES);
     while (source->out_bytes < limit) {
         const void *data;
         ssize_t n = bough_source_read(source, &data, err);
         if (n <= 0)
             return (int)n;
     }
+    if (whole)
+        return bough_err_set(err, BOUGH_ERR_resource,
+                             "more than %d MiB follow the end of the archive",
+                             DIGEST_TAIL_BYTES >> 20);
     return 0;
 }
 
@@ -203,6 +223,8 @@ void bough_source_close(struct bough_source *source)
     if (source->decoded)
         munmap(source->decoded, sizeof *source->decoded);
     source->decoded = NULL;
+    bough_hasher_free(source->hasher);
+    source->hasher = NULL;
     free(source->buffer);
     source->buffer = NULL;
 }
