@@ -269,8 +269,8 @@ end
 ---@param path string a directory to make, or a file where it ends in ".tar" or the format is "docker"
 ---@param opts { format: "oci"|"docker"|nil, layers: "chain"|"one"|nil, compress: "gzip"|"zstd"|"none"|nil,
 ---  tag: string?, name: string?, sparse: boolean?, on_progress: fun(event: bough.progress_event)? }?
----  layers: the image's chain (default), or one; compress: gzip for oci, none for docker; tag: its name there, default the image's;
----  sparse: holes stay holes, which not every reader of layers takes
+---  layers: the image's chain (default), or one; compress: gzip for oci, none for docker; tag: its name
+---  there, default the image's; sparse: holes stay holes, which not every reader of layers takes
 ---@param handle bough.local the image's engine
 ---@return string path
 function M.write(image, path, opts, handle)

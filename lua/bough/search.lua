@@ -103,30 +103,13 @@ function M.iterate(...)
   return next_entry, nil, nil, closer(stop)
 end
 
--- What the directory above lists of a directory. Of one without a name there only the kind is known.
-local function directory_row(handle, uuid, path, links)
-  local above, name = path:match("^(.*)/([^/]+)/*$")
-  for _, row in ipairs(name and name:find("[^.]") and handle:list_dir(uuid, above .. "/") or {}) do
-    if row.name == name and row.kind == "dir" then return row end
-    if row.name == name and row.kind == "symlink" and links > 0 then
-      local target = row.symlink_to
-      if target:sub(1, 1) ~= "/" then target = above .. "/" .. target end
-      return directory_row(handle, uuid, target, links - 1)
-    end
-  end
-  return { kind = "dir" }
-end
-
 --- What is at a path. Waits.
 ---@return bough.entry
 function M.stat(image, handle, uuid, path)
   if not handle.look then raise("unsupported", "stat", "this engine cannot tell of a single path yet") end
-  local look = handle:look(uuid, { "list", "--path", path, "--max-depth", "1", "--max-count", "1" })
-  local next_record, stop = records(look)
+  local next_record, stop = records(handle:look(uuid, { "list", "--path", path, "--max-depth", "0" }))
   local _ <close> = closer(stop)
-  local row = next_record()
-  if row and row.path == "" then return entry.at(image, path, row) end
-  return entry.at(image, path, directory_row(handle, uuid, path, 40))
+  return entry.at(image, path, next_record())
 end
 
 -- -- find --------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ static int option_take(struct list *l, char ***args, struct bough_err *err)
 {
     const char *option = **args, *value;
     if (!strcmp(option, "--max-depth"))
-        return bough_args_number(args, 1, INT64_MAX, &l->max_depth, err);
+        return bough_args_number(args, 0, INT64_MAX, &l->max_depth, err);
     if (!strcmp(option, "--max-count"))
         return bough_args_number(args, 1, INT64_MAX, &l->max_count, err);
     if (!strcmp(option, "--progress")) {
@@ -140,8 +140,9 @@ static int list_run(struct list *l, struct bough_look *look, struct bough_err *e
     if (bough_out_start(&l->out, look->out, l->progress ? look->report : -1, err) ||
         bough_look_seal(err))
         return -1;
-    int r = S_ISDIR(start.st.st_mode) ? tree_list(l, fd, err)
-                                      : entry_write(l, &start.st, "", 0, "", 0, err);
+    int r = S_ISDIR(start.st.st_mode) && l->max_depth > 0
+                ? tree_list(l, fd, err)
+                : entry_write(l, &start.st, "", 0, "", 0, err);
     return r ? r : bough_out_flush(&l->out, err);
 }
 

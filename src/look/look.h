@@ -50,14 +50,14 @@ int bough_look_seal(struct bough_err *err);
  * list  --path P           start directory or file, resolved inside the root (default "/")
  *       --glob G           repeatable; keep what matches any; "!G" drops (glob.h). On paths relative to --path
  *       --kind LETTERS     of f d l p s o (file dir symlink fifo socket other): keep these kinds
- *       --max-depth N      1: the directory's own entries
- *       --max-count N      stop after N records
+ *       --max-depth N      1: the directory's own entries; 0: the start itself
+ *       --max-count N      stop after N records; the walk goes on to see whether there are more
  *   Pre-order, each directory's names sorted bytewise; links are not followed. A start that is a file gives that one record.
  *   Record: entry.h, with the path relative to --path in place of the name ("" for a start that is no directory).
  *   numbers: records, 1 when --max-count cut it short, 0.
  *
  * grep  -e PATTERN         repeatable, at least one; matches of any
- *       --fixed            patterns are fixed strings; else PCRE2 (UTF off: bytes; multiline off; JIT where it works)
+ *       --fixed            patterns are fixed strings; else PCRE2 (bytes, not UTF; each line stands alone; JIT where it works)
  *       --ignore-case      ASCII and, for regexes, PCRE2's caseless
  *       --path P           repeatable (default "/"); each must exist; a directory is searched as a tree
  *       --glob G           as for list

@@ -10,6 +10,7 @@
 #include <sys/time.h>
 
 #include "../sys.h"
+#include "literal.h"
 #include "rewrite.h"
 
 enum {
@@ -184,6 +185,8 @@ int bough_search_compile(struct bough_search *s, char *const *patterns, size_t c
         r = bough_err_sys(err, ENOMEM, "pattern");
     if (!r && len)
         r = code_add(s, text + 1, false, options, count == 1 ? patterns[0] : NULL, err);
+    if (!r && count == 1 && !fixed && !ignore_case)
+        s->needle = bough_literal_required(patterns[0]);
     return r;
 }
 
@@ -192,6 +195,7 @@ void bough_search_free(struct bough_search *s)
     for (size_t i = 0; i < s->count; i++)
         pcre2_code_free(s->codes[i].code);
     free(s->codes);
+    free(s->needle);
     if (s->tools) {
         pcre2_compile_context_free(s->tools->compile);
         pcre2_match_context_free(s->tools->match);
@@ -260,6 +264,29 @@ static int next_by_line(struct bough_search *s, const struct bough_search_code *
     return 0;
 }
 
+/* Only lines that hold the needle are tried. */
+static int next_by_needle(struct bough_search *s, const struct bough_search_code *c, size_t from,
+                          size_t *at, struct bough_err *err)
+{
+    size_t needle_len = strlen(s->needle);
+    while (from < s->len) {
+        const char *found = memmem(s->text + from, s->len - from, s->needle, needle_len);
+        if (!found)
+            return 0;
+        const char *before = memrchr(s->text + from, '\n', (size_t)(found - s->text) - from);
+        const char *line = before ? before + 1 : s->text + from;
+        const char *newline = memchr(found, '\n', (size_t)(s->text + s->len - found));
+        size_t len = (size_t)((newline ? newline : s->text + s->len) - line), begin, end;
+        int r = code_match(s, c, line, len, 0, 0, &begin, &end, err);
+        if (r) {
+            *at = (size_t)(line - s->text);
+            return r;
+        }
+        from = (size_t)(line - s->text) + len + 1;
+    }
+    return 0;
+}
+
 /* Makes c->next good for `from`. */
 static int code_next(struct bough_search *s, struct bough_search_code *c, size_t from,
                      struct bough_err *err)
@@ -267,8 +294,9 @@ static int code_next(struct bough_search *s, struct bough_search_code *c, size_t
     size_t end;
     if (c->known && (c->next >= from || c->next == SIZE_MAX))
         return 0;
-    int r = c->by_line ? next_by_line(s, c, from, &c->next, err)
-                       : code_match(s, c, s->text, s->len, from, 0, &c->next, &end, err);
+    int r = s->needle    ? next_by_needle(s, c, from, &c->next, err)
+            : c->by_line ? next_by_line(s, c, from, &c->next, err)
+                         : code_match(s, c, s->text, s->len, from, 0, &c->next, &end, err);
     if (r < 0)
         return -1;
     /* behind the last newline there is no line, but a place where nothing can be found */

@@ -16,6 +16,7 @@ struct bough_search {
     struct bough_search_code *codes;
     size_t count;
     struct bough_search_tools *tools;
+    char *needle; /* what every match of the only pattern holds; NULL when none is known */
     const char *text;
     size_t len;
 };
