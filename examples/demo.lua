@@ -84,18 +84,18 @@ local box <close> = bough.open { home = home .. "/store" }
 local labels = {}
 
 print "1. An image from this machine's busybox"
-local base = box.images:use "busybox"
+local base = box.images:use("busybox", { on_progress = bough.progress_bar() })
 labels[base.uuid] = "busybox"
 print("   " .. tostring(base))
 
 print "\n2. A small project in it, with a test"
 local s <close> = base:session { cwd = "/project", check = true }
-s:run { "mkdir", "/project", cwd = "/" }
-labels[s.uuid] = "mkdir /project"
-for _, file in ipairs { { "total.sh", TOTAL }, { "test.sh", TEST }, { "bill.csv", BILL } } do
-  s:run { shell = "cat > " .. file[1], stdin = file[2] }
-  labels[s.uuid] = "write " .. file[1]
-end
+s:apply_files({
+  ["/project/total.sh"] = bough.bytes(TOTAL, { mode = "0755" }),
+  ["/project/test.sh"] = bough.bytes(TEST, { mode = "0755" }),
+  ["/project/bill.csv"] = bough.bytes(BILL),
+}, { on_progress = bough.progress_bar() })
+labels[s.uuid] = "three files put in place"
 s:tag_as "project"
 local project = box.images:get "project"
 local broken = project:run { "sh", "test.sh", cwd = "/project" }
@@ -106,8 +106,8 @@ print "\n3. Three fixes at the same time, each from the image \"project\""
 local attempts = {}
 for i, fix in ipairs(FIXES) do
   attempts[i] = function()
-    return project:run { shell = "cat > total.sh && sh test.sh", stdin = fix.script,
-      cwd = "/project", timeout = 2 }
+    return project:run { "sh", "test.sh", cwd = "/project", timeout = 2,
+      files = { ["total.sh"] = bough.bytes(fix.script) } }
   end
 end
 local tries = bough.all(attempts)

@@ -9,6 +9,8 @@ local expected = {
   ["frame_loop.lua"] = { "result: compiled", "took more than one frame: true" },
   ["luv_host.lua"] = { "from a sandbox", "luv's own timer went on: true" },
   ["cqueues_host.lua"] = { "from a sandbox", "cqueues' own coroutine went on: true" },
+  ["travel.lua"] = { "%d+ Lua files", "cached:%s+false%s+true", "A /count",
+    "the same after the journey:%s+true" },
   ["demo.lua"] = { "retry until it reads%s+stopped at its time limit",
     "let awk add it up%s+ok: the bill is 450", "dropped 3 images" },
 }
