@@ -1,6 +1,7 @@
 -- One test for each bug that once got through.
 
 local bough = require "bough"
+local core = require "bough.core"
 local raises = require "spec.support.raises"
 local scratch = require "spec.support.scratch"
 
@@ -110,5 +111,62 @@ describe("regress", function()
     local image = base:run { shell = "printf 'odd:x:5:5\\nbob:x:77:77::/:/bin/sh\\n' >> /etc/passwd" }
     local result = image:run { "id", "-u", user = "bob", check = false }
     assert.equal("77\n", result.stdout)
+  end)
+
+  it("a search in an image that is gone raises instead of waiting for ever", function()
+    local image = base:run { shell = "echo > /x" }
+    image:remove()
+    raises("not_found", bough.deadline, 10, image.find, image, { path = "/" })
+    raises("not_found", bough.deadline, 10, image.grep, image, "x")
+  end)
+
+  it("the keeper takes no destination with .. in it, whoever asks", function()
+    local driver <close> = core.open_local { home = scratch.store() }
+    local row = driver:import("busybox"):wait()
+    raises("invalid", driver.stage, driver, { { path = "/../../escaped", content = "x" } })
+    raises("invalid", driver.stage, driver, { { path = "/a//b", content = "x" } })
+    assert.is_string(row.uuid)
+  end)
+
+  it("files that cannot be put in place fail cleanly, many at a time", function()
+    for _ = 1, 20 do
+      raises("exists", base.apply_files, base, { ["/bin"] = bough.bytes "x" })
+      raises("exists", base.run, base, { "true", files = { ["/bin"] = bough.bytes "x" } })
+    end
+  end)
+
+  it("two readers of one stream get no piece twice", function()
+    local driver <close> = core.open_local { home = scratch.store() }
+    local row = driver:import("busybox"):wait()
+    local stream <close> = driver:open(row.uuid, "/bin/busybox")
+    local got, busy = 0, 0
+    local function reader()
+      while true do
+        local good, piece = pcall(stream.read, stream, 4096)
+        if not good then
+          assert.is_true(bough.is_error(piece) and piece.kind == "busy")
+          busy = busy + 1
+          bough.sleep(0.001)
+        elseif not piece then
+          return
+        else
+          got = got + #piece
+        end
+      end
+    end
+    bough.run(function() bough.all { reader, reader } end)
+    assert.equal(stream.size, got)
+    assert.is_true(busy > 0)
+  end)
+
+  it("a state that closes with work at the keeper keeps no descriptor of it", function()
+    local script = scratch.file(([[
+      local core = require "bough.core"
+      local e = core.open_local { home = %q }
+      local row = e:import("busybox"):wait()
+      jobs = { e:save(row.uuid, "/bin/busybox", %q), e:look(row.uuid, { "list", "--path", "/" }) }
+      core.step(0.01)
+    ]]):format(scratch.store(), scratch.dir() .. "/out"))
+    assert.equal("", scratch.sh("timeout 20 lua5.4 " .. script))
   end)
 end)

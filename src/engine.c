@@ -49,10 +49,23 @@ static void stop_polling(struct bough_engine *engine)
     engine->poll = NULL;
 }
 
+/* The Lua state is closing. What waits for the keeper would keep the engine for ever: it hears of the end now. */
+static void hang_up(struct bough_loop_end *end)
+{
+    struct bough_engine *engine =
+        (struct bough_engine *)((char *)end - offsetof(struct bough_engine, at_end));
+    bough_engine_ref(engine);
+    engine->closed = engine->gone = true;
+    stop_polling(engine);
+    bough_client_hang_up(engine->client);
+    bough_engine_unref(engine);
+}
+
 void bough_engine_unref(struct bough_engine *engine)
 {
     if (--engine->refs > 0)
         return;
+    bough_loop_end_drop(&engine->at_end);
     stop_polling(engine);
     bough_client_free(engine->client);
     if (engine->store)
@@ -102,6 +115,30 @@ void bough_job_start(struct bough_engine *engine, struct bough_job *job,
     bough_engine_ref(engine);
     engine->busy++;
     uv_queue_work(bough_loop_uv(engine->loop), &job->req, job_work, job_after);
+}
+
+struct release {
+    struct bough_job job;
+    int64_t layer;
+};
+
+static void release_work(struct bough_job *job)
+{
+    bough_store_layer_release(job->engine->store, ((struct release *)job)->layer);
+}
+
+static void release_after(struct bough_job *job)
+{
+    free(job);
+}
+
+void bough_engine_release_layer(struct bough_engine *engine, int64_t layer)
+{
+    struct release *r = engine->closed ? NULL : calloc(1, sizeof *r);
+    if (!r)
+        return; /* then it goes with its owner */
+    r->layer = layer;
+    bough_job_start(engine, &r->job, release_work, release_after);
 }
 
 /* --- the keeper ----------------------------------------------------------------------------------- */
@@ -210,6 +247,8 @@ struct bough_engine *bough_engine_open(struct bough_loop *loop,
         return NULL;
     }
     engine->poll->data = engine;
+    engine->at_end.run = hang_up;
+    bough_loop_at_end(loop, &engine->at_end);
     bough_engine_kick(engine);
     return engine;
 }

@@ -34,12 +34,13 @@ struct bough_engine {
     struct bough_loop *loop;
     struct bough_store *store; /* NULL once it is closed and nothing is under way */
     struct bough_client *client;
-    uv_poll_t *poll;           /* on the keeper's socket */
-    bool closed;               /* no new requests */
-    bool said_bye;             /* the keeper has been told */
-    bool said_hello, gone;     /* of the keeper */
-    struct bough_err failure;  /* why it never said hello */
-    struct bough_cond changed; /* fires on hello and on the keeper's end */
+    struct bough_loop_end at_end; /* the loop goes before what is under way is over */
+    uv_poll_t *poll;              /* on the keeper's socket */
+    bool closed;                  /* no new requests */
+    bool said_bye;                /* the keeper has been told */
+    bool said_hello, gone;        /* of the keeper */
+    struct bough_err failure;     /* why it never said hello */
+    struct bough_cond changed;    /* fires on hello and on the keeper's end */
     pid_t keeper_pid;
     int keeper_pidfd;
     struct bough_fact *facts;
@@ -66,6 +67,8 @@ void bough_engine_close(struct bough_engine *engine);
 void bough_engine_kick(struct bough_engine *engine);
 /* Compacts what is due on the stack of `layer`, in the background, one merge at a time. */
 void bough_engine_compact(struct bough_engine *engine, int64_t layer);
+/* Gives up a lease of ours on a layer, in the background; of an engine that is closed they are gone already. */
+void bough_engine_release_layer(struct bough_engine *engine, int64_t layer);
 void bough_hold_add(struct bough_engine *engine, struct bough_hold *hold, const char *uuid);
 void bough_hold_drop(struct bough_hold *hold); /* harmless when it is not held */
 /* Tells `idle` once, at the end of the merging that goes on now. Only while engine->merging. */

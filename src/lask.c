@@ -32,6 +32,8 @@ void bough_question_unref(struct bough_question *q)
     for (char **k = q->keep; k && *k; k++)
         free(*k);
     free(q->keep);
+    if (q->leased > 0)
+        bough_engine_release_layer(q->engine, q->leased);
     bough_cond_destroy(&q->done_cond);
     bough_engine_unref(q->engine);
     free(q);
@@ -365,7 +367,6 @@ static int ask_gc(lua_State *L)
 {
     lua_settop(L, 3);
     struct bough_question *q = bough_question_ask(L, "gc");
-    bough_store_gc_mark(q->engine->store);
     lua_Unsigned named = lua_istable(L, 2) ? lua_rawlen(L, 2) : 0, count = 0;
     for (struct bough_run *run = q->engine->runs; run; run = run->next)
         count += 2;
@@ -379,6 +380,8 @@ static int ask_gc(lua_State *L)
         q->keep[count] = bough_arg_copy(L, -1);
         lua_pop(L, 1);
     }
+    q->dry = lua_toboolean(L, 3);
+    bough_store_gc_mark(q->engine->store); /* nothing from here on to the job may raise */
     for (struct bough_hold *hold = q->engine->holds; hold; hold = hold->next)
         if ((q->keep[count] = strdup(hold->uuid)) != NULL)
             count++;
@@ -390,7 +393,6 @@ static int ask_gc(lua_State *L)
                 (q->keep[count] = strdup(uuids[i])) != NULL)
                 count++;
     }
-    q->dry = lua_toboolean(L, 3);
     q->refs++;
     bough_job_start(q->engine, &q->job, work_gc, gc_dropped);
     return gc_k(L, LUA_OK, 0);

@@ -31,6 +31,7 @@ struct bough_question {
     struct bough_gc gc;
     struct bough_store_info info;
     int64_t *stack, stack_count, layer;
+    int64_t leased; /* a layer to be let go of unless somebody has taken it; 0 */
     int fd;
     char *data;
     size_t size;

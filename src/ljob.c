@@ -52,6 +52,8 @@ void bough_errand_over(struct bough_errand *e)
     if (e->rc < 0 && e->staged > 0 && !e->engine->closed)
         bough_engine_drop_staged(e->engine, e->staged);
     e->staged = 0;
+    if (e->rc < 0 && e->failed)
+        e->failed(e);
     e->over = true;
     bough_cond_fire(&e->changed);
 }
@@ -82,11 +84,14 @@ static bool errand_stopped(struct bough_errand *e)
 static void errand_worked(struct bough_job *job)
 {
     struct bough_errand *e = (struct bough_errand *)job;
-    /* the last step has done its work: a late cancellation does not undo it */
-    if (!e->then && e->rc >= 0)
-        bough_errand_over(e);
-    else if (!errand_stopped(e))
+    if (e->rc >= 0 && e->final) {
+        if (e->then)
+            e->then(e);
+        else
+            bough_errand_over(e);
+    } else if (!errand_stopped(e)) {
         e->then(e);
+    }
     bough_errand_release(e);
 }
 
@@ -95,7 +100,15 @@ void bough_errand_work(struct bough_errand *e, void (*work)(struct bough_job *),
 {
     e->refs++;
     e->then = then;
+    e->final = !then;
     bough_job_start(e->engine, &e->job, work, errand_worked);
+}
+
+void bough_errand_last(struct bough_errand *e, void (*work)(struct bough_job *),
+                       void (*then)(struct bough_errand *))
+{
+    bough_errand_work(e, work, then);
+    e->final = true;
 }
 
 static bool errand_heard(void *arg, struct bough_message *msg, const struct bough_err *err)

@@ -21,14 +21,18 @@ struct bough_errand {
     int64_t request;        /* the keeper's, while it has one */
     int64_t done, total;    /* as the keeper last said */
     struct bough_hold hold; /* on the image it makes, until the job is closed or collected */
-    int64_t staged;         /* a layer in the making: dropped when the errand fails */
+    bool
+        final; /* the step under way is the last: what it has done is not undone by a late cancellation */
+    int64_t staged;                       /* a layer in the making: dropped when the errand fails */
     void (*then)(struct bough_errand *e); /* what follows the step on a thread */
     void (*heard)(struct bough_errand *e,
                   struct bough_message *msg); /* what follows the keeper's DONE */
     /* the kind's own; all but push may be NULL */
     void (*push)(lua_State *L,
-                 struct bough_errand *e);   /* pushes the result, one value, never nil */
-    void (*clear)(struct bough_errand *e);  /* frees what it owns */
+                 struct bough_errand *e);  /* pushes the result, one value, never nil */
+    void (*clear)(struct bough_errand *e); /* frees what it owns */
+    void (*failed)(
+        struct bough_errand *e); /* removes what it has made, once, before anybody hears */
     void (*cancel)(struct bough_errand *e); /* tells a step on a thread to hurry */
     void (*progress)(struct bough_errand *e, int64_t *done, int64_t *total);
 };
@@ -41,6 +45,9 @@ void *bough_errand_new(lua_State *L, size_t size, const char *op,
 /* The steps. `work` touches nothing but the errand and the store, and leaves rc (and err). `then` is called
  * only after success, on the loop's thread; NULL: the errand is over. */
 void bough_errand_work(struct bough_errand *e, void (*work)(struct bough_job *),
+                       void (*then)(struct bough_errand *));
+/* The same for the step that makes it all true. */
+void bough_errand_last(struct bough_errand *e, void (*work)(struct bough_job *),
                        void (*then)(struct bough_errand *));
 void bough_errand_ask(struct bough_errand *e, enum bough_msg type, const struct bough_wbuf *body,
                       const int *fds, int fd_count,

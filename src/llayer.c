@@ -24,6 +24,7 @@ struct layer_errand {
     enum bough_look_source from;
     char *args[8]; /* of bough-look; literals */
     char digest[80], text[200];
+    bool leased; /* the layer, and nobody has been told of it yet */
 };
 
 static void layer_clear(struct bough_errand *e)
@@ -36,6 +37,8 @@ static void layer_clear(struct bough_errand *e)
     free(l->stack);
     bough_fd_close(&l->source);
     bough_fd_close(&l->target);
+    if (l->leased)
+        bough_engine_release_layer(e->engine, l->layer);
 }
 
 static struct layer_errand *layer_errand(lua_State *L, const char *op,
@@ -134,6 +137,7 @@ static void add_sealed(struct bough_errand *e)
 {
     if (e->rc == 1)
         bough_engine_drop_staged(e->engine, e->staged);
+    ((struct layer_errand *)e)->leased = true;
     e->staged = 0;
     e->rc = 0;
     bough_errand_over(e);
@@ -154,7 +158,7 @@ static void unpack_heard(struct bough_errand *e, struct bough_message *msg)
                       l->digest[0] ? l->digest : "of no known digest", l->diff_id);
         bough_errand_fail(e, &err);
     } else if (l->layer > 0) {
-        bough_errand_work(e, add_seal, add_sealed);
+        bough_errand_last(e, add_seal, add_sealed);
     } else {
         bough_errand_over(e);
     }
@@ -175,8 +179,9 @@ static void unpack_ask(struct bough_errand *e)
 
 static void sizes_push(lua_State *L, struct bough_errand *e)
 {
-    const struct layer_errand *l = (struct layer_errand *)e;
+    struct layer_errand *l = (struct layer_errand *)e;
     lua_createtable(L, 0, 5);
+    l->leased = false;
     if (l->layer > 0)
         bough_set_integer(L, "layer", l->layer);
     bough_set_integer(L, "bytes", l->bytes);
@@ -226,7 +231,9 @@ static int unpack(lua_State *L)
 static void work_find_layer(struct bough_job *job)
 {
     struct bough_question *q = (struct bough_question *)job;
-    q->rc = bough_store_layer_find(q->engine->store, q->ref, &q->layer, &q->err);
+    q->rc = bough_store_layer_find(q->engine->store, q->ref, &q->leased, &q->err);
+    if (q->rc != 1)
+        q->leased = 0;
 }
 
 static int find_layer_k(lua_State *L, int status, lua_KContext ctx)
@@ -236,9 +243,10 @@ static int find_layer_k(lua_State *L, int status, lua_KContext ctx)
     struct bough_question *q = bough_question_top(L);
     BOUGH_NOT_YET(L, q, find_layer_k);
     if (q->rc == 1)
-        lua_pushinteger(L, q->layer);
+        lua_pushinteger(L, q->leased);
     else
         lua_pushnil(L);
+    q->leased = 0;
     return 1;
 }
 
@@ -250,23 +258,13 @@ static int find_layer(lua_State *L)
     return bough_question_wait(L, q, work_find_layer, find_layer_k);
 }
 
-static void work_release_layer(struct bough_job *job)
-{
-    struct bough_question *q = (struct bough_question *)job;
-    bough_store_layer_release(q->engine->store, q->layer);
-}
-
 /* engine:release_layer(id); does not wait, and is no error on an engine that is closed: its leases are gone */
 static int release_layer(lua_State *L)
 {
     struct local *local = luaL_checkudata(L, 1, BOUGH_LOCAL);
     int64_t layer = luaL_checkinteger(L, 2);
-    if (!local->engine || local->engine->closed)
-        return 0;
-    struct bough_question *q = bough_question_ask(L, "import");
-    q->layer = layer;
-    q->refs++;
-    bough_job_start(q->engine, &q->job, work_release_layer, bough_question_after);
+    if (local->engine)
+        bough_engine_release_layer(local->engine, layer);
     return 0;
 }
 
@@ -407,12 +405,13 @@ static void pack_ask(struct bough_errand *e)
     bough_wbuf_free(&body);
 }
 
-static void pack_clear(struct bough_errand *e)
+static void pack_failed(struct bough_errand *e)
 {
     struct layer_errand *l = (struct layer_errand *)e;
     if (l->out && l->target >= 0)
         unlink(l->out);
-    layer_clear(e);
+    free(l->out);
+    l->out = NULL;
 }
 
 static void pack_push(lua_State *L, struct bough_errand *e)
@@ -437,7 +436,7 @@ static int pack(lua_State *L)
     lua_settop(L, 2);
     luaL_checktype(L, 2, LUA_TTABLE);
     struct layer_errand *l = layer_errand(L, "export", pack_push);
-    l->errand.clear = pack_clear;
+    l->errand.failed = pack_failed;
     char *uuid = option_text(L, 2, "uuid");
     snprintf(l->ref, sizeof l->ref, "%s", uuid ? uuid : "");
     free(uuid);

@@ -77,15 +77,16 @@ static void stack_known(struct bough_job *job)
         bough_question_answered(q);
         return;
     }
+    struct bough_engine *engine = job->engine; /* the question may be gone behind its answer */
     struct bough_wbuf body = {0};
     bough_stack_put(&body, q->stack, q->stack_count);
     bough_put_str(&body, q->path);
-    if (bough_client_ask(q->engine->client, q->request, &body, NULL, 0, heard_fd, q, &q->err) < 0) {
+    if (bough_client_ask(engine->client, q->request, &body, NULL, 0, heard_fd, q, &q->err) < 0) {
         q->rc = -1;
         bough_question_answered(q);
     }
     bough_wbuf_free(&body);
-    bough_engine_kick(q->engine);
+    bough_engine_kick(engine);
 }
 
 static struct bough_question *ask_inside(lua_State *L, const char *op, enum bough_msg request,
@@ -177,8 +178,9 @@ struct piece {
     int refs; /* the stream, and the thread */
     struct bough_cond done_cond;
     bool busy;
+    lua_KContext turn; /* counts reads: who finds another one has lost the piece to somebody else */
     int fd;
-    off_t at;
+    off_t at;   /* moved by who takes the piece: one that nobody has taken is read again */
     char *data; /* PIECE bytes at first; grows with what is asked for */
     size_t room, wanted;
     ssize_t got;
@@ -228,10 +230,11 @@ static struct blob_stream *blob_check(lua_State *L)
 static int blob_read_k(lua_State *L, int status, lua_KContext ctx)
 {
     (void)status;
-    (void)ctx;
     struct piece *p = blob_check(L)->piece;
+    if (p->turn != ctx)
+        return bough_lerr(L, BOUGH_ERR_busy, "stream", "somebody else is reading from it");
     if (p->busy)
-        return bough_wait(L, &p->done_cond, 0, blob_read_k);
+        return bough_wait(L, &p->done_cond, ctx, blob_read_k);
     if (p->got < 0) {
         struct bough_err err;
         bough_err_sys(&err, p->sys, "file");
@@ -265,9 +268,10 @@ static int blob_read(lua_State *L)
     }
     p->wanted = (size_t)wanted;
     p->busy = true;
+    p->turn++;
     p->refs++;
     bough_job_start(p->engine, &p->job, piece_work, piece_after);
-    return blob_read_k(L, LUA_OK, 0);
+    return blob_read_k(L, LUA_OK, p->turn);
 }
 
 static int blob_close(lua_State *L)

@@ -12,8 +12,9 @@ struct bough_loop {
     uv_loop_t uv;
     struct bough_waiter *ready; /* circular, the first one */
     size_t ready_count;
-    unsigned places;           /* bits of 0, 1, 2: standard descriptors that we hold */
-    uint64_t wakes;            /* how often somebody got ready, ever */
+    unsigned places; /* bits of 0, 1, 2: standard descriptors that we hold */
+    uint64_t wakes;  /* how often somebody got ready, ever */
+    struct bough_loop_end *ends;
     struct bough_timer *armed; /* handed out */
     struct bough_timer *spare; /* given back: a wait costs neither malloc nor uv_close */
 };
@@ -115,10 +116,34 @@ static void handle_close(uv_handle_t *handle, void *arg)
         uv_close(handle, NULL);
 }
 
+void bough_loop_at_end(struct bough_loop *loop, struct bough_loop_end *end)
+{
+    end->next = loop->ends;
+    end->link = &loop->ends;
+    if (end->next)
+        end->next->link = &end->next;
+    loop->ends = end;
+}
+
+void bough_loop_end_drop(struct bough_loop_end *end)
+{
+    if (!end->link)
+        return;
+    *end->link = end->next;
+    if (end->next)
+        end->next->link = end->link;
+    end->link = NULL;
+}
+
 void bough_loop_free(struct bough_loop *loop)
 {
     if (!loop)
         return;
+    while (loop->ends) {
+        struct bough_loop_end *end = loop->ends;
+        bough_loop_end_drop(end);
+        end->run(end);
+    }
     timer_list_close(loop->armed);
     timer_list_close(loop->spare);
     /* Work on libuv's threads ends by itself, soon; its callbacks want their handles as they were. */

@@ -27,6 +27,14 @@ struct bough_cond {
     uint64_t fired;
 };
 
+/* Something that has to let go before the loop can; embedded in it, and taken off the list before the call. */
+struct bough_loop_end {
+    struct bough_loop_end *next, **link; /* link NULL: not on a list */
+    void (*run)(struct bough_loop_end *end);
+};
+void bough_loop_at_end(struct bough_loop *loop, struct bough_loop_end *end);
+void bough_loop_end_drop(struct bough_loop_end *end); /* harmless when it is not on a list */
+
 struct bough_loop *bough_loop_new(void);       /* NULL when out of memory or descriptors */
 void bough_loop_free(struct bough_loop *loop); /* closes every handle, runs close callbacks */
 uv_loop_t *bough_loop_uv(struct bough_loop *loop);

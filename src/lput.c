@@ -56,8 +56,10 @@ static void item_read(lua_State *L, struct bough_stage_item *item)
 {
     luaL_checktype(L, -1, LUA_TTABLE);
     item->path = item_text(L, "path", NULL);
-    if (!item->path || item->path[0] != '/' || !item->path[1])
-        bough_lerr(L, BOUGH_ERR_invalid, "files", "an item without an absolute path");
+    if (!item->path || !bough_put_path_valid(item->path))
+        bough_lerr(L, BOUGH_ERR_invalid, "files",
+                   "%s: an item needs an absolute path without \"..\"",
+                   item->path ? item->path : "?");
     lua_getfield(L, -1, "kind");
     const char *kind = luaL_optstring(L, -1, "file");
     item->kind = strcmp(kind, "dir") == 0       ? BOUGH_PUT_DIR
@@ -233,13 +235,19 @@ static void put_committed(struct bough_errand *e)
 static void put_done(struct bough_put *put)
 {
     struct put_errand *p = put->arg;
+    struct bough_err err;
     p->put = NULL;
     if (put->rc < 0) {
         bough_errand_fail(&p->errand, &put->err);
+    } else if (p->errand.cancelled || p->errand.engine->closed) {
+        bough_engine_release_layer(p->errand.engine, put->layer);
+        bough_err_set(&err, p->errand.cancelled ? BOUGH_ERR_cancelled : BOUGH_ERR_closed,
+                      p->errand.cancelled ? "closed before it was done" : "the engine was closed");
+        bough_errand_fail(&p->errand, &err);
     } else {
         p->layer = p->image.layer = put->layer;
         p->image.size = put->bytes;
-        bough_errand_work(&p->errand, put_commit, put_committed);
+        bough_errand_last(&p->errand, put_commit, put_committed);
     }
     bough_errand_release(&p->errand);
 }

@@ -185,21 +185,19 @@ int bough_lsearch_look(lua_State *L)
             l->other_ref = bough_arg_copy(L, -1);
         lua_pop(L, 1);
     }
-    int rc = pipe2(l->ends, O_CLOEXEC);
-    if (rc == 0)
-        rc = fcntl(l->ends[0], F_SETFL, O_NONBLOCK);
-    if (rc == 0) {
+    int sys =
+        pipe2(l->ends, O_CLOEXEC) < 0 || fcntl(l->ends[0], F_SETFL, O_NONBLOCK) < 0 ? errno : 0;
+    if (sys == 0) {
         fcntl(l->ends[0], F_SETPIPE_SZ,
               1024 * 1024); /* fewer turns; refused where the user's share is used up */
         l->poll = calloc(1, sizeof *l->poll);
-        if (!l->poll || uv_poll_init(bough_loop_uv(l->errand.engine->loop), l->poll, l->ends[0])) {
-            free(l->poll);
-            l->poll = NULL;
-            rc = -1;
-        }
+        sys = l->poll ? -uv_poll_init(bough_loop_uv(l->errand.engine->loop), l->poll, l->ends[0])
+                      : ENOMEM;
     }
-    if (rc < 0) {
-        bough_err_sys(&l->errand.err, errno, "pipe");
+    if (sys != 0) {
+        free(l->poll);
+        l->poll = NULL;
+        bough_err_sys(&l->errand.err, sys, "pipe");
         return bough_lerr_raise(L, &l->errand.err, l->errand.op);
     }
     l->poll->data = l;
@@ -387,6 +385,8 @@ static int look_next_k(lua_State *L, int status, lua_KContext ctx)
     if (count > 0)
         return 1;
     lua_settop(L, 1);
+    if (l->errand.over && l->ends[1] >= 0)
+        look_shut(l); /* it came to nothing before anybody could write */
     if (!l->eof) {
         uv_poll_start(l->poll, UV_READABLE, on_readable);
         return bough_wait(L, &l->errand.changed, ctx, look_next_k);

@@ -103,6 +103,20 @@ void bough_put_item_put(struct bough_wbuf *buf, const struct bough_put_item *ite
     bough_put_str(buf, item->target);
 }
 
+bool bough_put_path_valid(const char *path)
+{
+    if (path[0] != '/' || !path[1])
+        return false;
+    while (*path) {
+        size_t len = strcspn(++path, "/");
+        if (len == 0 || (len == 1 && path[0] == '.') ||
+            (len == 2 && path[0] == '.' && path[1] == '.'))
+            return false;
+        path += len;
+    }
+    return true;
+}
+
 int bough_put_item_get(struct bough_rbuf *buf, struct bough_put_item *item, struct bough_err *err)
 {
     const char *path = bough_get_str(buf);
@@ -111,7 +125,7 @@ int bough_put_item_get(struct bough_rbuf *buf, struct bough_put_item *item, stru
     int64_t mtime = bough_get_i64(buf);
     const char *blob = bough_get_str(buf), *staged = bough_get_str(buf);
     const char *target = bough_get_str(buf);
-    if (buf->failed || !path || path[0] != '/' || kind < 0 || kind > BOUGH_PUT_SYMLINK)
+    if (buf->failed || !path || !bough_put_path_valid(path) || kind < 0 || kind > BOUGH_PUT_SYMLINK)
         return bough_err_set(err, BOUGH_ERR_protocol, "put: malformed");
     *item = (struct bough_put_item){
         .path = path,

@@ -63,6 +63,8 @@ struct bough_put_item {
                          * owner and mode 0600, to become the blob; "" when the blob is there */
     const char *target; /* symbolic link */
 };
+/* Whether a path is such a one. */
+bool bough_put_path_valid(const char *path);
 void bough_put_item_put(struct bough_wbuf *buf, const struct bough_put_item *item);
 int bough_put_item_get(struct bough_rbuf *buf, struct bough_put_item *item, struct bough_err *err);
 

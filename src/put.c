@@ -45,9 +45,10 @@ static bool put_stopped(struct bough_put *put)
         put->rc = bough_err_set(&put->err, BOUGH_ERR_cancelled, "closed before it was done");
     else if (put->rc >= 0 && put->job.engine->closed)
         put->rc = bough_err_set(&put->err, BOUGH_ERR_closed, "the engine was closed");
-    if (put->rc < 0)
-        put_end(put);
-    return put->rc < 0;
+    if (put->rc >= 0)
+        return false;
+    put_end(put);
+    return true;
 }
 
 static void seal(struct bough_job *job)

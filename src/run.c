@@ -85,31 +85,14 @@ static void free_job(struct run_job *j)
     free(j);
 }
 
-/* The image holds the layer of its files now, or nobody does. */
-static void let_files_go(struct bough_job *job)
-{
-    struct run_job *j = (struct run_job *)job;
-    bough_store_layer_release(job->engine->store, j->layer);
-}
-
-static void files_gone(struct bough_job *job)
-{
-    free_job((struct run_job *)job);
-}
-
 static void step(struct bough_run *run, enum bough_run_state state)
 {
     run->state = state;
     bough_cond_fire(&run->changed);
-    struct run_job *j = run->files_layer > 0 && bough_run_is_over(run) && !run->engine->closed
-                            ? calloc(1, sizeof *j)
-                            : NULL;
-    if (j) {
-        j->run = run;
-        j->layer = run->files_layer;
+    if (run->files_layer > 0 && bough_run_is_over(run)) {
+        /* the image holds the layer of its files now, or nobody does */
+        bough_engine_release_layer(run->engine, run->files_layer);
         run->files_layer = 0;
-        run->refs++;
-        bough_job_start(run->engine, &j->job, let_files_go, files_gone);
     }
 }
 

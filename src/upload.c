@@ -89,6 +89,9 @@ static int upload_digest(struct bough_stage *stage, struct bough_stage_item *ite
                          struct bough_err *err)
 {
     int kept = upload_keep(stage, item->digest, err);
+    char name[BOUGH_BLOB_NAME];
+    if (kept == 0 && bough_blob_find(stage->blobs, item->digest, name, err) == 1)
+        kept = 1; /* it is there; only the link that would keep it for a day was refused */
     if (kept == 0)
         bough_err_set(err, BOUGH_ERR_not_found, "no content with the digest %s in the store",
                       item->digest);

@@ -228,12 +228,17 @@ static void drop_unsent(struct bough_client *client)
     client->unsent_tail = &client->unsent;
 }
 
+void bough_client_hang_up(struct bough_client *client)
+{
+    bough_fd_close(&client->sock);
+    fail_all(client, BOUGH_ERR_closed, "the engine was closed");
+}
+
 void bough_client_free(struct bough_client *client)
 {
     if (!client)
         return;
-    bough_fd_close(&client->sock);
-    fail_all(client, BOUGH_ERR_closed, "the engine was closed");
+    bough_client_hang_up(client);
     drop_unsent(client);
     free(client);
 }

@@ -24,6 +24,9 @@ struct bough_client_options {
 struct bough_client *bough_client_start(const struct bough_client_options *options,
                                         struct bough_err *err);
 
+/* The first half of that alone: nothing can be asked any more, and nothing is outstanding. */
+void bough_client_hang_up(struct bough_client *client);
+
 /* Closes the socket: the keeper and all sandboxes end by themselves. Outstanding calls hear kind `closed`. */
 void bough_client_free(struct bough_client *client);
 
