@@ -180,4 +180,12 @@ describe("the run cache of the embedded engine", function()
   it("does not remember what went wrong", function()
     for _ = 1, 2 do assert.is_false(base:run({ shell = "exit 3", cache = true }).cached) end
   end)
+
+  it("refuses a fifo as stdin, under the name of the method", function()
+    local path = scratch.dir() .. "/fifo"
+    scratch.sh("mkfifo " .. path)
+    local problem = raises("invalid", base.run, base, { "cat", cache = true, stdin = bough.file(path) })
+    assert.equal("run", problem.op)
+    assert.match("regular file", problem.message)
+  end)
 end)

@@ -65,7 +65,7 @@ describe("image:diff", function()
     local foreign = fake.base(other)
     assert.match("another engine", raises("invalid", base.diff, base, foreign).message)
     for _, wrong in ipairs { 5, {}, true } do raises("invalid", base.diff, base, wrong) end
-    raises("not_found", base.diff, base, "nonesuch")
+    assert.equal("diff", raises("not_found", base.diff, base, "nonesuch").op)
     raises("disposed", base.diff, base, base:run { "noop", disposable = true })
     local plain <close> = fake.open()
     local image = fake.base(plain)

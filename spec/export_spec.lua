@@ -259,13 +259,23 @@ line" >"$(printf 'new\nline')"; echo l >"$(printf 'latin-\351')"; echo long >]] 
         task:cancel()
         pcall(task.wait, task)
       end)
-      for _, name in ipairs(names_in(dir)) do assert.is_nil(name:find "part", name) end
+      for _, name in ipairs(names_in(dir)) do assert.is_nil(name:find "^%.bough", name) end
       raises("invalid", image.export, image, "")
       raises("invalid", image.export, image, dir .. "/out", { format = "zip" })
       raises("invalid", image.export, image, dir .. "/out", { compress = "xz" })
       raises("invalid", image.export, image, dir .. "/out", { layer = "one" })
       raises("invalid", image.export, image, dir .. "/out", { tag = "a", name = "b" })
     end)
+  end)
+
+  it("takes names as long as names can be", function()
+    local path = out(("n"):rep(251) .. ".tar")
+    image:export(path)
+    assert.is_true(lfs.attributes(path, "size") > 0)
+  end)
+
+  it("leaves a deadline of the caller's its name", function()
+    assert.equal("deadline", raises("timeout", bough.deadline, 0.01, image.export, image, out()).op)
   end)
 
   it("tells how far it is", function()

@@ -161,8 +161,27 @@ describe("bough.files", function()
 
     it("says so when a single spec stands where a list belongs", function()
       assert.match("single spec", refused { { content = "x", path = "/a" } })
+      assert.match('write { ["/dest"] = { content = ... } }', refused { { content = "x" } }, 1, true)
+      assert.match('["/source"] places a file', refused { { source = "x" } }, 1, true)
       with_local { x = "file" }
-      assert.same({ "/source" }, paths(expand { { source = "x" } })) -- a dict: the file /source
+      assert.same({ "/source" }, paths(expand { { ["/source"] = "x" } }))
+      assert.same({ "/content" }, paths(expand { { content = { content = "x" } } }))
+    end)
+
+    it("names the file whose setting is wrong", function()
+      for key, value in pairs { mode = 493, uid = -1, gid = "0", mtime = "now", mdoe = "0644" } do
+        local message = refused { { ["/a"] = { content = "" }, ["/b"] = { content = "", [key] = value } } }
+        assert.match('files["/b"]: ', message, 1, true)
+        assert.match(key, message, 1, true)
+      end
+      assert.match('^files%["/b"%]: mode must be', refused { { ["/b"] = { content = "", mode = "9" } } })
+    end)
+
+    it("says of a local path that it leads in a circle, once", function()
+      local dir = scratch.dir()
+      scratch.sh("ln -s loop " .. dir .. "/loop")
+      assert.equal(('files: "%s/loop" leads in a circle of symbolic links'):format(dir),
+        refused { { ["/x"] = dir .. "/loop" } })
     end)
 
     it("raises for local files that are missing or special", function()
@@ -207,6 +226,7 @@ describe("bough.files", function()
     it("takes keep for local files only", function()
       assert.equal(-1, expand({ { ["/x"] = bough.file("f", { mode = "keep" }) } })[1].mode)
       assert.match("needs a local file", refused { { ["/x"] = { content = "", mode = "keep" } } })
+      assert.match("needs a local file", raises("invalid", bough.bytes, "", { mode = "keep" }).message)
     end)
 
     it("takes ids and times", function()
@@ -402,7 +422,7 @@ describe("bough.files", function()
       assert.equal("files", image.origin)
       assert.equal("files: /file, /c, /d", image.command)
       local session = base:session()
-      assert.equal(session, session:apply_files { x = { content = "s" } })
+      assert.equal("s", session:apply_files({ x = { content = "s" } }):read "/x")
       assert.equal("s", session:read "/x")
       assert.equal("apply_files", session:history()[2].op)
     end)
@@ -578,5 +598,17 @@ describe("files in the embedded engine", function()
       assert.not_match("\n", tostring(problem))
     end
     assert.same({ before.images, before.layers }, { box:info().images, box:info().layers })
+  end)
+
+  it("raise under the name of the method, but not what on_progress raises", function()
+    local path = scratch.dir() .. "/nonesuch"
+    local specs = { ["/x"] = bough.file(path) }
+    assert.equal("run", raises("not_found", base.run, base, { "true", files = specs }).op)
+    assert.equal("apply_files", raises("not_found", base.apply_files, base, specs).op)
+    local mine = core.error("exit", "mine", { op = "mine" })
+    local problem = raises("exit", base.apply_files, base, {
+      ["/x"] = bough.bytes "x", on_progress = function() error(mine, 0) end,
+    })
+    assert.equal("mine", problem.op)
   end)
 end)

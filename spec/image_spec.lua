@@ -655,7 +655,7 @@ describe("bough.engine", function()
       assert.equal(21, (select(2, box:tree({ max = 3, all = true }):gsub("\n", ""))))
       raises("invalid", box.tree, box, { max = 0 })
       raises("invalid", box.tree, box, { roof = "x" })
-      raises("not_found", box.tree, box, { root = "nonesuch" })
+      assert.equal("tree", raises("not_found", box.tree, box, { root = "nonesuch" }).op)
     end)
 
     it("is empty for an empty store", function()
@@ -669,6 +669,7 @@ describe("bough.engine", function()
       local box <close>, driver = fake.open(full)
       local base = fake.base(box)
       local one, two = base:run "noop", base:run "noop"
+      assert.equal("compact", raises("not_found", box.compact, box, "nonesuch").op)
       assert.same({ merged = 2 }, box:compact(one))
       assert.same({ one.uuid }, driver.compacted)
       driver.compacted = {}

@@ -280,6 +280,28 @@ describe("images:import", function()
       raises("invalid", box.images.import, box.images, dir, { max_bytes = "much" })
     end)
 
+    it("is named first when it is broken or too large, and so is the limit", function()
+      local dir = scratch.dir "named"
+      local bytes = tar.archive {
+        { name = "a", data = ("a"):rep(5000) }, { name = "b", data = ("b"):rep(5000) },
+      }
+      scratch.file(bytes, dir .. "/whole.tar")
+      scratch.file(bytes:sub(1, 7000), dir .. "/cut.tar")
+      scratch.file("text\n", dir .. "/text.tar")
+      sh(("cd %s && gzip -k whole.tar && mkdir tree && tar -xf whole.tar -C tree"):format(dir))
+      local function failed(kind, name, opts, text)
+        local line = raises(kind, box.images.import, box.images, dir .. "/" .. name, opts).message
+        assert.equal(1, line:find('"' .. (dir .. "/" .. name):sub(1, 50), 1, true), line)
+        assert.match(text, line)
+      end
+      failed("corrupt", "cut.tar", nil, "archive entry")
+      failed("invalid", "text.tar", nil, "not a tar archive")
+      for _, name in ipairs { "whole.tar", "whole.tar.gz", "tree" } do
+        failed("resource", name, { max_bytes = 6000 }, "max_bytes is 6000")
+        failed("resource", name, { max_files = 1 }, "max_files is 1")
+      end
+    end)
+
     it("with control characters in its names gives one line that can be printed", function()
       refused_archive("invalid", { { name = "../\27[2J\nfake: line", data = "1" } }, "\\x1b")
     end)

@@ -415,10 +415,53 @@ describe("images:import of an OCI layout or docker archive", function()
     assert.equal("enough", problem)
   end)
 
+  it("tells it at most ten times a second", function()
+    local layers = {}
+    for i = 1, 30 do layers[i] = one_file("often" .. i, "often" .. i) end
+    local count, last = 0, nil
+    local function uptime()
+      local file <close> = assert(io.open "/proc/uptime")
+      return file:read "n"
+    end
+    local start = uptime()
+    import(layout { maker.image { layers = layers } }, { on_progress = function(event)
+      count, last = count + 1, event
+    end })
+    assert.is_true(count <= (uptime() - start) * 10 + 4, count)
+    assert.is_true(last.finished)
+    assert.equal("unpack", last.op)
+  end)
+
+  it("works where the caller cannot be suspended", function()
+    local function fresh(name)
+      local twice = one_file(name .. "-twice")
+      return layout { maker.image { layers = { twice, one_file(name), twice } } }
+    end
+    local function check(name, image) assert.equal(name .. " " .. name .. "-twice", names_of(image, "/")) end
+    bough.run(function()
+      check("generator", coroutine.wrap(function() return box.images:import(fresh "generator") end)())
+      local image
+      table.sort({ 1, 2 }, function(a, b)
+        image = image or box.images:use(fresh "sorted", { tag = "sorted" })
+        return a < b
+      end)
+      check("sorted", image)
+    end)
+    check("outside", coroutine.wrap(function() return box.images:import(fresh "outside") end)())
+  end)
+
+  it("leaves a deadline of the caller's its name", function()
+    local path = layout { maker.image { layers = { one_file("late", ("late"):rep(1 << 20)) } } }
+    assert.equal("deadline", raises("timeout", bough.deadline, 0.001, import, path).op)
+    assert.match("^deadline: ", tostring(raises("timeout", bough.deadline, 0.001, import, path)))
+  end)
+
   it("keeps to max_bytes and max_files over all layers together", function()
     local layers = { one_file("a", ("a"):rep(60000)), one_file("b", ("b"):rep(60000)) }
     local path = layout { maker.image { layers = layers } }
-    raises("resource", import, path, { max_bytes = 100000 })
+    local problem = raises("resource", import, path, { max_bytes = 100000 })
+    assert.match("max_bytes is 100000", problem.message)
+    assert.equal(1, problem.message:find('"' .. path:sub(1, 50), 1, true))
     raises("resource", import, layout { maker.image { layers = {
       maker.layer { { name = "1" }, { name = "2" } }, maker.layer { { name = "3" }, { name = "4" } } } } },
       { max_files = 3 })

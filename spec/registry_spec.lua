@@ -620,6 +620,11 @@ describe("bough.registry", function()
       end
     end)
 
+    it("that wants TLS here is told of plain HTTP", function()
+      front:handle [[return function() return { status = 400 } end]]
+      assert.match("plain HTTP", raises("api", resolve, name).message)
+    end)
+
     it("that is not there at all is told soon", function()
       local gone = proxy.start()
       gone:stop()

@@ -381,4 +381,48 @@ describe("in the embedded engine", function()
     raises("not_found", image.download, image, "/t", dir .. "/missing/x")
     assert.equal("a.txt\n", scratch.sh("ls -A " .. dir))
   end)
+
+  it("downloads to the longest names there are", function()
+    local dir = scratch.dir()
+    local name = ("n"):rep(254)
+    assert.equal(dir .. "/f" .. name, image:download("/t/a.txt", dir .. "/f" .. name))
+    assert.equal(dir .. "/d" .. name, (image:download("/t/sub", dir .. "/d" .. name)))
+    assert.equal("2\n", scratch.sh("ls -A " .. dir .. " | wc -l"))
+    for _, source in ipairs { "/t/a.txt", "/t/sub" } do
+      local good, problem = pcall(image.download, image, source, dir .. "/xx" .. name)
+      assert.is_false(good)
+      assert.match(dir .. "/xx" .. name .. ": ", problem.message, 1, true)
+    end
+    assert.equal("2\n", scratch.sh("ls -A " .. dir .. " | wc -l"))
+  end)
+
+  it("names the directory that a download would need", function()
+    local dir = scratch.dir()
+    for _, source in ipairs { "/t/a.txt", "/t/sub" } do
+      for _, destination in ipairs { "/no/x", "/no/" } do
+        local problem = raises("not_found", image.download, image, source, dir .. destination)
+        assert.equal(('there is no directory "%s/no"'):format(dir), problem.message)
+      end
+    end
+    assert.equal("", scratch.sh("ls -A " .. dir))
+  end)
+
+  it("raises under the name of the method", function()
+    for _, op in ipairs { "stat", "walk", "entries", "ls", "read", "stream", "download" } do
+      assert.equal(op, raises("not_found", image[op], image, "/nonesuch").op)
+    end
+    assert.equal("find", raises("not_found", image.find, image, { path = "/nonesuch" }).op)
+    local problem = raises("timeout", bough.deadline, 1e-6, function() while true do image:stat "/t" end end)
+    assert.equal("deadline", problem.op)
+  end)
+
+  it("refuses empty arrays", function()
+    for _, opts in ipairs { { name = {} }, { kind = {} } } do
+      assert.match("an empty one", raises("invalid", image.find, image, opts).message)
+    end
+    assert.match("an empty one", raises("invalid", image.grep, image, {}).message)
+    for _, opts in ipairs { { path = {} }, { glob = {} } } do
+      assert.match("an empty one", raises("invalid", image.grep, image, "x", opts).message)
+    end
+  end)
 end)

@@ -350,10 +350,11 @@ describe("bough.session", function()
       local other <close> = fake.open(full)
       local own = other:session "busybox"
       local before = own.uuid
-      assert.equal(own, own:apply_files { a = { content = "" } })
+      local made = own:apply_files { a = { content = "" } }
       assert.not_equal(before, own.uuid)
+      assert.equal(own.uuid, made.uuid)
       assert.equal("apply_files", own:history()[2].op)
-      assert.equal(own, own:apply_files())
+      assert.equal(made.uuid, own:apply_files().uuid)
       assert.equal(2, #own:history())
       raises("unsupported", session.apply_files, session, "a")
     end)

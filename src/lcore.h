@@ -15,7 +15,7 @@ void bough_open_task(lua_State *L);    /* spawn, run, current, on_error */
 void bough_open_watch(lua_State *L);   /* watch */
 void bough_open_queue(lua_State *L);   /* queue */
 void bough_open_session(lua_State *L); /* session */
-void bough_open_fs(lua_State *L);      /* fs, sha256, sha256_file, machine, is_terminal */
+void bough_open_fs(lua_State *L);      /* fs, sha256, sha256_file, machine, now, is_terminal */
 void bough_open_http(lua_State *L);    /* http, sink */
 void bough_open_local(lua_State *L);   /* open_local */
 

@@ -418,23 +418,21 @@ static int fs_mkdir(lua_State *L)
     return request_wait(L, r, mkdir_work, NULL);
 }
 
-static void temp_dir_work(struct fs_request *r)
-{
-    if (asprintf(&r->data, "%s.XXXXXX", r->path) < 0) {
-        r->data = NULL;
-        r->rc = bough_err_sys(&r->err, ENOMEM, "%s", r->path);
-    } else if (!mkdtemp(r->data)) {
-        r->rc = bough_err_sys(&r->err, errno, "%s", r->data);
-    } else {
-        r->size = strlen(r->data);
-    }
-}
-
-/* fs.temp_dir(prefix) -> path: a new directory, mode 0700, of that name and six characters more */
+/* fs.temp_dir(prefix) -> path: a new directory, mode 0700, of that name and six characters more. Does not
+ * wait: a caller who was cancelled in the middle would not know what to remove. */
 static int fs_temp_dir(lua_State *L)
 {
     lua_settop(L, 1);
-    return request_wait(L, request_new(L, "temp_dir"), temp_dir_work, read_push);
+    char *path = path_copy(L, 1, "temp_dir"), *made = NULL;
+    struct bough_err err;
+    int rc = asprintf(&made, "%s.XXXXXX", path) < 0 ? bough_err_sys(&err, ENOMEM, "%s", path)
+             : mkdtemp(made)                        ? 0
+                                                    : bough_err_sys(&err, errno, "%s", path);
+    free(path);
+    if (rc == 0)
+        lua_pushstring(L, made);
+    free(made);
+    return rc < 0 ? bough_lerr_raise(L, &err, "temp_dir") : 1;
 }
 
 static int remove_one(const char *path, const struct stat *st, int what, struct FTW *place)
@@ -474,6 +472,9 @@ static void remove_work(struct fs_request *r)
             break;
         sys = nftw(r->path, remove_one, 32, FTW_PHYS | FTW_DEPTH);
     }
+    /* What somebody who was cancelled had begun may still come in. */
+    for (int i = 0; sys == ENOTEMPTY && i < 5; i++)
+        sys = nftw(r->path, remove_one, 32, FTW_PHYS | FTW_DEPTH);
     if (sys != 0)
         r->rc = bough_err_sys(&r->err, sys > 0 ? sys : errno, "%s", r->path);
 }
@@ -551,6 +552,13 @@ static int machine(lua_State *L)
     return 1;
 }
 
+/* core.now() -> seconds of a clock that only goes on, from some time in the past */
+static int now(lua_State *L)
+{
+    lua_pushnumber(L, (double)bough_now_ns() / 1e9);
+    return 1;
+}
+
 /* core.is_terminal(fd) -> boolean */
 static int is_terminal(lua_State *L)
 {
@@ -565,11 +573,9 @@ void bough_open_fs(lua_State *L)
         {"stat", fs_stat},     {"list", fs_list},     {"read", fs_read},
         {"write", fs_write},   {"mkdir", fs_mkdir},   {"temp_dir", fs_temp_dir},
         {"remove", fs_remove}, {"rename", fs_rename}, {NULL, NULL}};
-    static const luaL_Reg others[] = {{"sha256", sha256_text},
-                                      {"sha256_file", sha256_file},
-                                      {"machine", machine},
-                                      {"is_terminal", is_terminal},
-                                      {NULL, NULL}};
+    static const luaL_Reg others[] = {{"sha256", sha256_text},      {"sha256_file", sha256_file},
+                                      {"machine", machine},         {"now", now},
+                                      {"is_terminal", is_terminal}, {NULL, NULL}};
     if (luaL_newmetatable(L, REQUEST))
         luaL_setfuncs(L, meta, 0);
     lua_pop(L, 1);

@@ -280,6 +280,16 @@ static int moved_k(lua_State *L, int status, lua_KContext ctx)
     return 1;
 }
 
+/* The same, and what comes back is the image, as from a run: two results never alias. */
+static int applied_k(lua_State *L, int status, lua_KContext ctx)
+{
+    lua_pushvalue(L, -1);
+    lua_insert(L, 2); /* out of the way */
+    moved_k(L, status, ctx);
+    lua_pushvalue(L, 2);
+    return 1;
+}
+
 static int apply_body(lua_State *L)
 {
     bough_session_open(L, "apply_files");
@@ -289,8 +299,8 @@ static int apply_body(lua_State *L)
     for (int i = 2; i <= count; i++)
         lua_pushvalue(L, i);
     lua_KContext ctx = (lua_KContext) "apply_files";
-    lua_callk(L, count, 1, ctx, moved_k);
-    return moved_k(L, LUA_OK, ctx);
+    lua_callk(L, count, 1, ctx, applied_k);
+    return applied_k(L, LUA_OK, ctx);
 }
 
 static int session_apply_files(lua_State *L)

@@ -10,7 +10,36 @@ local M = {}
 
 local AT_ONCE = 3 -- layers being fetched
 
+local INTERVAL = 0.1 -- seconds between events of progress
+
 local interruptions = { cancelled = true, timeout = true, closed = true }
+
+--- Whether this is no failure of the work, but its end at the caller's wish.
+---@param problem any
+---@return boolean
+function M.is_interruption(problem) return errors.is(problem) and interruptions[problem.kind] == true end
+
+-- The engine knows limits, not what they are called here.
+local function limit_text(message, opts)
+  if opts.max_files and message:find "more than %d+ files" then
+    return (" (max_files is %d)"):format(opts.max_files)
+  elseif opts.max_bytes
+    and (message:find "more than %d+ bytes of file data" or message:find "the tree is larger than") then
+    return (" (max_bytes is %d)"):format(opts.max_bytes)
+  end
+  return ""
+end
+
+--- Puts in front of a failure of the engine what was being imported, and names the option that stopped it.
+---@param problem any an error that was caught
+---@param place string quoted
+---@param opts table max_bytes, max_files
+function M.name_source(problem, place, opts)
+  if not errors.is(problem) or problem.op ~= "import" or M.is_interruption(problem) then return end
+  local message = problem.message
+  if problem.kind == "resource" then message = message .. limit_text(message, opts) end
+  problem.message = place .. ": " .. message
+end
 
 --- A directory of our own beside the store's unfinished layers; goes when the variable is closed. Waits.
 ---@param handle bough.local
@@ -30,9 +59,9 @@ local function new_leases(handle)
   })
 end
 
--- Bytes of all layers together, as one event after another.
+-- Bytes of all layers together, as one event after another: at most ten times a second, and the last one.
 local function new_meter(on_progress, item, layers, first)
-  local total = 0
+  local total, next_time = 0, 0
   for i = first, #layers do total = total + layers[i].size end
   local meta = {}
   function meta:__call(i, bytes)
@@ -40,6 +69,9 @@ local function new_meter(on_progress, item, layers, first)
     bytes = math.min(bytes, layers[i].size)
     if bytes <= before then return end
     self.done, self[i] = self.done + bytes - before, bytes
+    local now = core.now()
+    if self.done < total and now < next_time then return end
+    next_time = now + INTERVAL
     on_progress {
       op = self.op, item = item, done = self.done, total = total, unit = "bytes",
       finished = self.done == total or nil,
@@ -74,6 +106,33 @@ local function fetch_ahead(scope, source, first, directory, tell)
   return fetched
 end
 
+-- Where the caller cannot be suspended (a coroutine of its own inside a task, a comparator of table.sort)
+-- tasks do not run.
+local function may_use_tasks()
+  if not core.current() then return true end
+  local good, problem = pcall(core.run, function() end)
+  if not good and not errors.is(problem, "state") then error(problem, 0) end
+  return good
+end
+
+-- The same without tasks: each layer is fetched when it is waited for.
+local function fetch_in_turn(source, first, directory, tell)
+  local layers, fetched, paths = source.layers, {}, {}
+  for i = first, #layers do
+    local digest = layers[i].digest
+    fetched[i] = { wait = function()
+      if not (digest and paths[digest]) then
+        local path = source:get(i, directory, tell and function(done) tell(i, done) end)
+        if digest then paths[digest] = path end
+        return path
+      end
+      if tell then tell(i, layers[i].size) end
+      return paths[digest]
+    end }
+  end
+  return fetched
+end
+
 -- Removes content that has been brought here, when no further layer needs it.
 local function forget(layers, i, path, directory)
   if path:sub(1, #directory + 1) ~= directory .. "/" then return end
@@ -94,10 +153,10 @@ local function unpack(handle, source, i, path, below, opts, left, tell)
     if event.total > 0 then tell(i, layer.size * event.done // event.total) end
   end)
   if not good then
-    if errors.is(result) and not interruptions[result.kind] then
+    if errors.is(result) and result.op == "import" and not M.is_interruption(result) then
       -- where we keep it is nobody's concern: which one it is counts
-      local message = result.message:gsub("^layer %S+: ", "")
-      result.message = ("%s: layer %d: %s"):format(errors.quote(opts.name), i, message)
+      result.message = result.message:gsub("^layer %S+: ", "")
+      M.name_source(result, ("%s: layer %d"):format(errors.quote(opts.name), i), opts)
     end
     error(result, 0)
   end
@@ -131,8 +190,9 @@ function M.image(handle, source, opts)
     local unpacking <close> = meter and meter "unpack" or nil
     local left = { bytes = opts.max_bytes, files = opts.max_files }
     local scratch <close> = M.scratch(handle)
-    local scope <close> = task.scope()
-    local fetched = fetch_ahead(scope, source, known + 1, scratch.path, fetching)
+    local scope <close> = may_use_tasks() and task.scope() or nil
+    local fetched = scope and fetch_ahead(scope, source, known + 1, scratch.path, fetching)
+      or fetch_in_turn(source, known + 1, scratch.path, fetching)
     for i = known + 1, #layers do
       local path = fetched[i]:wait()
       local bytes

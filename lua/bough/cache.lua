@@ -1,6 +1,7 @@
 --- The run cache's key: what decides the outcome of a run, as one digest.
 
 local core = require "bough.core"
+local check = require "bough.check"
 local errors = require "bough.error"
 
 local M = {}
@@ -71,11 +72,12 @@ end
 ---@param parent_uuid string
 ---@param spec table from bough.options
 ---@param files_digest string? of what was staged
+---@param op string? default "run"
 ---@return string hex
-function M.key(parent_uuid, spec, files_digest)
+function M.key(parent_uuid, spec, files_digest, op)
   local stdin = spec.stdin
   if type(stdin) == "table" then
-    stdin = core.sha256_file(stdin.path)
+    stdin = check.named(op or "run", core.sha256_file, stdin.path)
   elseif stdin then
     stdin = core.sha256(stdin)
   end

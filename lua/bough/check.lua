@@ -255,7 +255,10 @@ function M.strings(value, op, name)
     if value[i] == nil then raise("invalid", op, "%s must be an array of strings", name) end
     all[i] = text_of(value[i], op, ("%s[%d]"):format(name, i))
   end
-  return all[1] and all or nil
+  if count == 0 then
+    raise("invalid", op, "%s must be a string or an array of at least one, got an empty one", name)
+  end
+  return all
 end
 
 --- A tag names an image: short, printable, and not shaped like a uuid.
@@ -278,6 +281,35 @@ local uuid_pattern = "^" .. hex .. hex .. "%-" .. (hex .. "%-"):rep(3) .. hex ..
 ---@return boolean
 function M.is_uuid(value)
   return value:find(uuid_pattern) ~= nil
+end
+
+local interruption = { timeout = true, cancelled = true, closed = true }
+local foreign = setmetatable({}, { __mode = "k" }) -- errors that callbacks raised
+
+-- What a step returned; its failure under the method's name.
+local function outcome(op, good, ...)
+  if good then return ... end
+  local problem = ...
+  if errors.is(problem) and not interruption[problem.kind] and not foreign[problem] then problem.op = op end
+  error(problem, 0)
+end
+
+--- Calls an inner step of a method. What it raises names the method, not the step; a caller's interruption
+--- and the errors of callbacks stay as they are.
+---@param op string the method's name
+---@param step function
+function M.named(op, step, ...) return outcome(op, pcall(step, ...)) end
+
+--- A callback whose errors `named` leaves alone.
+---@param callback function?
+---@return function?
+function M.foreign(callback)
+  return callback and function(...)
+    local good, problem = pcall(callback, ...)
+    if good then return end
+    if errors.is(problem) then foreign[problem] = true end
+    error(problem, 0)
+  end
 end
 
 local function object_name(value)

@@ -11,18 +11,38 @@ local raise, quote = errors.raise, errors.quote
 
 local kind_of = { [2] = "not_found", [13] = "denied", [17] = "exists", [21] = "exists", [28] = "resource" }
 
+local function failure(message, number)
+  return errors.new(kind_of[number] or "io", "download", { errno = number }, "%s", message)
+end
+
 local function fail(path, message, number)
-  error(errors.new(kind_of[number] or "io", "download", { errno = number }, "%s",
-    tostring(message or (path .. ": cannot write"))), 0)
+  error(failure(message or path .. ": cannot write", number), 0)
 end
 
 local function is_directory(path)
-  local file = io.open(path .. "/.", "r")
-  if file then file:close() end
-  return file ~= nil
+  local found = core.fs.stat(path)
+  return found ~= nil and found.kind == "dir"
 end
 
-local function partial_name(destination) return ("%s.%p-%x.part"):format(destination, {}, os.time()) end
+-- The directory of a path, "" or with its "/".
+local function directory_of(path) return path:match("^(.*/)[^/]*$") or "" end
+
+-- A name of its own beside the destination, short whatever the destination's is.
+local function partial_name(destination)
+  local unique = core.sha256(("%p %d %f %d"):format({}, os.time(), os.clock(), math.random(0)))
+  return ("%s.bough-%s.part"):format(directory_of(destination), unique:sub(1, 12))
+end
+
+-- Raises a problem with the temporary name as one with the destination.
+local function fail_as(problem, temporary, destination)
+  if errors.is(problem) then
+    local first, last = problem.message:find(temporary, 1, true)
+    if first then
+      problem.message = problem.message:sub(1, first - 1) .. destination .. problem.message:sub(last + 1)
+    end
+  end
+  error(problem, 0)
+end
 
 -- Where it goes; a directory, or a path that ends in "/", receives the base name.
 local function place(source, destination)
@@ -39,16 +59,29 @@ local function place(source, destination)
   return destination and destination:gsub("/*$", "") .. "/" .. base or base
 end
 
+local function check_directory(destination)
+  local directory = directory_of(destination)
+  local name = directory == "" and "." or directory:gsub("(.)/+$", "%1")
+  local found, message, number = core.fs.stat(name)
+  if found or number == 2 or number == 20 then
+    if found and found.kind == "dir" then return end
+    raise("not_found", "download", "there is no directory %s", quote(name))
+  elseif number == 40 then
+    raise("invalid", "download", "%s leads in a circle of symbolic links", quote(name))
+  end
+  fail(name, message, number)
+end
+
 -- Puts the finished file in its place, or removes it.
 local function replace(partial, destination, write)
   local good, problem = pcall(function()
     write()
     local renamed, message, number = os.rename(partial, destination)
-    if not renamed then fail(destination, message, number) end
+    if not renamed then fail(destination, ("%s: %s"):format(destination, message), number) end
   end)
   if not good then
     os.remove(partial)
-    error(problem, 0)
+    fail_as(problem, partial, destination)
   end
   return destination
 end
@@ -60,7 +93,7 @@ local function copy_chunks(image, source, destination)
   local chunk = chunks()
   local partial = partial_name(destination)
   local file, message, number = io.open(partial, "wb")
-  if not file then fail(destination, message, number) end
+  if not file then fail_as(failure(message or destination, number), partial, destination) end
   return replace(partial, destination, function()
     local _ <close> = file
     while chunk do
@@ -78,7 +111,9 @@ local function save_tree(handle, uuid, source, destination, on_progress, mode)
     raise("exists", "download", "%s is there already: a tree replaces nothing, name another destination",
       quote(destination))
   end
-  local work = core.fs.temp_dir(destination .. ".part")
+  local prefix = directory_of(destination) .. ".bough-download"
+  local made, work = pcall(core.fs.temp_dir, prefix)
+  if not made then fail_as(work, prefix, destination) end
   local result
   local good, problem = pcall(function()
     local tree = work .. "/tree"
@@ -88,7 +123,7 @@ local function save_tree(handle, uuid, source, destination, on_progress, mode)
     core.fs.rename(tree, destination, true)
   end)
   pcall(core.fs.remove, work)
-  if not good then error(problem, 0) end
+  if not good then fail_as(problem, work .. "/tree", destination) end
   return destination, result
 end
 
@@ -104,10 +139,13 @@ end
 function M.save(image, handle, uuid, source, destination, on_progress)
   local found = handle.extract and image:stat(source)
   if found and found.is_dir then
-    return save_tree(handle, uuid, source, place(source, destination), on_progress, (found.mode or 493) & 511)
+    destination = place(source, destination)
+    check_directory(destination)
+    return save_tree(handle, uuid, source, destination, on_progress, (found.mode or 493) & 511)
   end
   if not source:find("[^/]") then raise("invalid", "download", "%s names no file", quote(source)) end
   destination = place(source, destination)
+  check_directory(destination)
   if not handle.save then return copy_chunks(image, source, destination) end
   local partial = partial_name(destination)
   return replace(partial, destination, function()

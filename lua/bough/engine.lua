@@ -128,7 +128,7 @@ end
 
 -- The uuid of an image, or of what a tag or uuid names.
 local function uuid_of(context, ref, op)
-  if not image.is(ref) then ref = context.images:get(ref) end
+  if not image.is(ref) then ref = check.named(op, context.images.get, context.images, ref) end
   if ref.engine ~= context.engine then
     raise("invalid", op, "%s belongs to another engine", tostring(ref))
   end

@@ -1,5 +1,6 @@
 --- Images out: as an OCI layout or a docker archive, which skopeo, podman and docker read.
 
+local bring = require "bough.bring"
 local check = require "bough.check"
 local core = require "bough.core"
 local errors = require "bough.error"
@@ -241,7 +242,7 @@ end
 -- Everything is made in a directory beside the destination, which is there in the end or not at all.
 local function build(handle, row, opts)
   local rows = ancestors(handle, row)
-  local work = fs.temp_dir(opts.path .. ".part")
+  local work = fs.temp_dir(opts.parent .. "/.bough-export") -- its own name may be as long as names can be
   local _ <close> = setmetatable({}, { __close = function() fs.remove(work) end })
   local tree = work .. "/image"
   fs.mkdir(tree, 493)
@@ -279,12 +280,15 @@ function M.write(image, path, opts, handle)
   opts = checked(path, opts, row)
   if fs.stat(opts.path, true) then raise("exists", "export", "%s is there already", quote(opts.path)) end
   local parent = opts.path:match("^(.*)/[^/]*$") or "."
+  opts.parent = parent
   if not fs.stat(parent .. "/.") then
     raise("not_found", "export", "%s: there is no directory %s", quote(opts.path), quote(parent))
   end
   local good, problem = pcall(build, handle, row, opts)
   if good then return opts.path end
-  if errors.is(problem) then problem.op = "export" end -- not the name of the step that failed
+  if errors.is(problem) and not bring.is_interruption(problem) then
+    problem.op = "export" -- not the name of the step that failed
+  end
   error(problem, 0)
 end
 

@@ -5,6 +5,7 @@
 -- engines take: { path, kind, mode, uid, gid, mtime, source | content | digest | target }.
 
 local core = require "bough.core"
+local check = require "bough.check"
 local errors = require "bough.error"
 local filespec = require "bough.filespec"
 local progress = require "bough.progress"
@@ -92,6 +93,12 @@ local function refuse_single(specs, what, op)
         .. ' { ["/to"] = { ... } }', what)
     end
   end
+  for _, key in ipairs { "content", "source" } do
+    if type(specs[key]) == "string" and specs[1] == nil then
+      raise("invalid", op, '%s is a single spec without a destination: write { ["/dest"] = { %s = ... } };'
+        .. ' ["/%s"] places a file of that name', what, key, key)
+    end
+  end
 end
 
 --- Reads file specs: tables (lists, dicts, both in one), paths and spec objects. Touches no file.
@@ -170,22 +177,16 @@ end
 -- -- local files -------------------------------------------------------------------------------
 
 local function missing(path, op, message, number)
+  if number == 40 then raise("invalid", op, "files: %s leads in a circle of symbolic links", quote(path)) end
   local kind = (number == 2 or number == 20) and "not_found" or number == 13 and "denied" or "io"
   local reason = number == 2 and "no such file or directory" or number == 13 and "permission denied"
-    or number == 20 and "not a directory" or tostring(message)
+    or number == 20 and "not a directory" or tostring(message):gsub("^.*: ", "")
   error(errors.new(kind, op, { errno = number }, "files: %s: %s", quote(path), reason), 0)
 end
 
 local function refuse_special(path, kind, op)
   local name = kind == "fifo" and "a fifo" or kind == "socket" and "a socket" or "a device"
   raise("invalid", op, "files: %s is %s, which cannot be put into an image: exclude it", quote(path), name)
-end
-
-local function listed(path, op)
-  local good, found = pcall(core.fs.list, path)
-  if good then return found end
-  if errors.is(found) and found.op == "list" then found.op = op end
-  error(found, 0)
 end
 
 local function file_item(entry, source, path, mode)
@@ -211,7 +212,7 @@ local function walk(entry, stat, add, op)
     local prefix = levels[i]
     levels[i] = false
     i = i + 1
-    for _, found in ipairs(listed(root .. "/" .. prefix, op)) do
+    for _, found in ipairs(check.named(op, core.fs.list, root .. "/" .. prefix)) do
       local relative = prefix .. found.name
       local is_dir = found.kind == "dir"
       if not (entry.exclude and entry.exclude(relative, is_dir)) then
@@ -324,8 +325,10 @@ function M.expand(arguments, opts) return M.items(M.plan(arguments, opts), opts.
 ---@param on_progress function?
 ---@return bough.staged staged to be closed
 function M.stage(handle, plan, op, on_progress)
-  local job = handle:stage(M.items(plan, op))
-  return progress.follow(job, on_progress, { op = "upload" })
+  local items = M.items(plan, op)
+  return check.named(op, function()
+    return progress.follow(handle:stage(items), check.foreign(on_progress), { op = "upload" })
+  end)
 end
 
 --- One line for what a plan puts in place.

@@ -32,14 +32,17 @@ local function letters_mode(text)
   return mode
 end
 
+-- What stands in front of a message about a setting. `where`: nil for an object in the making.
+local function at(where) return where and where .. ": " or "" end
+
 -- Permission bits, -1 for "keep", nil for nil.
-local function mode_of(value, op)
+local function mode_of(value, op, where)
   if value == nil then return nil end
   if type(value) == "number" then
     local example = math.type(value) == "integer" and tostring(value):find("^[0-7][0-7][0-7]$")
       and ("0%d"):format(value) or "0755"
-    raise("invalid", op, "mode = %s is a number, and Lua has no octal numbers: write mode = \"%s\", or"
-      .. ' string.format("%%04o", n) for a computed one', tostring(value), example)
+    raise("invalid", op, "%smode = %s is a number, and Lua has no octal numbers: write mode = \"%s\", or"
+      .. ' string.format("%%04o", n) for a computed one', at(where), tostring(value), example)
   end
   if value == "keep" then return -1 end
   if type(value) == "string" then
@@ -47,22 +50,23 @@ local function mode_of(value, op)
     local mode = digits and tonumber(digits, 8) or letters_mode(value)
     if mode then return mode end
   end
-  raise("invalid", op, 'mode must be a string such as "0755", "rwxr-xr-x" or "keep", got %s', quote(value))
+  raise("invalid", op, '%smode must be a string such as "0755", "rwxr-xr-x" or "keep", got %s', at(where),
+    quote(value))
 end
 
-local function id_of(value, op, name)
+local function id_of(value, op, name, where)
   if value == nil then return nil end
   local id = type(value) == "number" and math.tointeger(value)
   if not id or id < 0 or id > MOST_ID then
-    raise("invalid", op, "%s must be a number from 0 to %d, got %s", name, MOST_ID, quote(value))
+    raise("invalid", op, "%s%s must be a number from 0 to %d, got %s", at(where), name, MOST_ID, quote(value))
   end
   return id
 end
 
-local function mtime_of(value, op)
+local function mtime_of(value, op, where)
   if value == nil then return nil end
   if type(value) ~= "number" or value ~= value or math.abs(value) > 9e9 then
-    raise("invalid", op, "mtime must be seconds since the epoch, got %s", quote(value))
+    raise("invalid", op, "%smtime must be seconds since the epoch, got %s", at(where), quote(value))
   end
   return value
 end
@@ -101,6 +105,10 @@ local metas = {
   end),
 }
 
+local function refuse_keep(op, where)
+  raise("invalid", op, '%smode = "keep" needs a local file whose mode to keep', at(where))
+end
+
 local function object(kind, key, value, opts, keys)
   local made = { [key] = value }
   for name, setting in pairs(errors.check_keys(kind, opts, keys)) do made[name] = setting end
@@ -126,7 +134,9 @@ end
 ---@return table
 function M.bytes(content, opts)
   if type(content) ~= "string" then raise("invalid", "bytes", "expected a string, got %s", quote(content)) end
-  return object("bytes", "content", content, opts, object_keys)
+  local made = object("bytes", "content", content, opts, object_keys)
+  if made.mode == "keep" then refuse_keep "bytes" end
+  return made
 end
 
 --- A local directory with all that is below it. Symbolic links stay links; files and directories keep their
@@ -171,6 +181,13 @@ local function digest_of(uploaded, op, where)
   return sha256:lower()
 end
 
+local function unknown_key(key, op, where)
+  local near = type(key) == "string" and errors.nearest(key, literal_keys)
+  local hint = near and ("did you mean %s?"):format(quote(near))
+    or "known are " .. table.concat(literal_keys, ", ")
+  raise("invalid", op, "%s: unknown key %s of a file spec: %s", where, quote(key), hint)
+end
+
 -- What it is, its content or path, and the table that its settings are in.
 local function form_of(spec, op, where)
   local name = class_of(spec)
@@ -186,7 +203,7 @@ local function form_of(spec, op, where)
       .. " { content = ... }), got %s", where, name and tostring(spec) or quote(spec))
   end
   for key in pairs(spec) do
-    if not is_literal_key[key] then errors.unknown(op, "key of a file spec", key, literal_keys) end
+    if not is_literal_key[key] then unknown_key(key, op, where) end
   end
   if spec.content == nil then
     if class_of(spec.source) == "bough.uploaded" then
@@ -237,8 +254,8 @@ function M.read(spec, op, where)
   local read = {
     form = form, value = value, label = show(form, value),
     exclude = glob.rules(settings.exclude, op, where .. ".exclude"),
-    mode = mode_of(settings.mode, op), mtime = mtime_of(settings.mtime, op),
-    uid = id_of(settings.uid, op, "uid") or 0, gid = id_of(settings.gid, op, "gid") or 0,
+    mode = mode_of(settings.mode, op, where), mtime = mtime_of(settings.mtime, op, where),
+    uid = id_of(settings.uid, op, "uid", where) or 0, gid = id_of(settings.gid, op, "gid", where) or 0,
   }
   if class_of(spec) == nil and settings.path ~= nil then
     read.path = M.path(settings.path, op, where .. ".path: a destination")
@@ -246,7 +263,7 @@ function M.read(spec, op, where)
   if read.exclude and form ~= "tree" and form ~= "local" then
     raise("invalid", op, "%s.exclude: only directories have something to exclude", where)
   elseif read.mode == -1 and (form == "content" or form == "digest") then
-    raise("invalid", op, '%s: mode = "keep" needs a local file whose mode to keep', where)
+    refuse_keep(op, where)
   end
   return read
 end

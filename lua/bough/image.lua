@@ -238,7 +238,7 @@ local function launch(handle, uuid, data, spec, begun)
   local staged <close> = plan and files.stage(handle, plan, begun.op, spec.on_progress) or nil
   spec.files = staged
   if wants_cache then
-    local key = cache.key(uuid, spec, staged and staged.digest)
+    local key = cache.key(uuid, spec, staged and staged.digest, begun.op)
     local row = handle:cached(key)
     if row then return remembered(data, row, spec, begun) end
     spec.cache_key, begun.cached = key, false

@@ -172,8 +172,9 @@ end
 
 ---@class bough.import_options
 ---@field tag string? default for images from a registry: the name they have there
----@field max_bytes (integer|string)? larger trees raise `resource`
----@field max_files integer? trees of more files raise `resource`
+---@field max_bytes (integer|string)? larger trees raise `resource`; of layers, those count that have to be
+---  unpacked, not those that the store has already
+---@field max_files integer? trees of more files raise `resource`; of layers, as with max_bytes
 ---@field format string? what the path holds, where that is not to be found out: "directory", "tarball",
 ---  "oci", "oci-archive", "docker-archive"
 ---@field platform string? "linux/arm64": of an image for several, this one, instead of this machine's

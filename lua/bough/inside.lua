@@ -51,7 +51,7 @@ function methods:stream(path)
   if handle.open then
     local file = handle:open(uuid, path)
     return function()
-      local chunk = file and file:read()
+      local chunk = file and check.named("stream", file.read, file)
       if not chunk and file then
         file:close()
         file = nil
@@ -80,7 +80,7 @@ end
 function methods:download(source, destination, opts)
   local handle, uuid = located(self, "download")
   opts = errors.check_keys("download", opts, { "on_progress" })
-  local on_progress = check.callback(opts.on_progress, "download", "on_progress")
+  local on_progress = check.foreign(check.callback(opts.on_progress, "download", "on_progress"))
   return download.save(self, handle, uuid, image_path(source, "download"), destination, on_progress)
 end
 
@@ -167,8 +167,8 @@ end
 --- Searches files for regular expressions (PCRE2; any of several). Binary files are passed over. Waits.
 ---@param pattern string|string[]
 ---@param opts bough.grep_options?
----@return { matches: bough.match[], truncated: boolean, files: integer } found truncated: a limit cut it
----  short; files: how many were searched
+---@return { matches: bough.match[], truncated: boolean, files: integer } found truncated: a limit
+---  stopped it, so there may be more; files: how many were searched
 function methods:grep(pattern, opts)
   local handle, uuid = located(self, "grep")
   local args = search.grep_args(pattern, opts, function(path) return image_path(path, "grep") end, "grep")
@@ -192,12 +192,15 @@ function methods:diff(other)
   return compare.new(search.all(handle, uuid, { "diff" }, { other = other }))
 end
 
---- Adds the methods to those of images.
+--- Adds the methods to those of images. What goes wrong in one is raised under its name, whatever step of it
+--- or other method it was in.
 ---@param to table
 ---@param how fun(image: bough.image, op: string): table|userdata, string, table
 function M.add(to, how)
   located = how
-  for name, method in pairs(methods) do to[name] = method end
+  for name, method in pairs(methods) do
+    to[name] = function(...) return check.named(name, method, ...) end
+  end
 end
 
 return M

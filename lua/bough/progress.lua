@@ -23,7 +23,11 @@ local INTERVAL = 0.1 -- seconds between looks
 ---@return any result the job's
 function M.follow(job, on_progress, event)
   local over = false
-  local _ <close> = setmetatable({}, { __close = function() if not over then job:close() end end })
+  local _ <close> = setmetatable({}, { __close = function()
+    if over then return end
+    job:close()
+    pcall(job.wait, job) -- when it has ended nothing of it comes in behind us
+  end })
   if not on_progress then
     local result = job:wait()
     over = true

@@ -252,7 +252,11 @@ function session:explain(answer, who)
   elseif status == 429 then
     self:fail("api", status, "%s has had too many requests%s: try later, or with credentials", who, words)
   end
-  self:fail("api", status, "%s answers with status %d%s", who, status, words)
+  local hint = ""
+  if status == 400 and self.base:find("^http://") and is_local(self.ref.registry) then
+    hint = ": a registry on this machine is asked over plain HTTP, which one with TLS does not take"
+  end
+  self:fail("api", status, "%s answers with status %d%s%s", who, status, words, hint)
 end
 
 local function send(self, request, on_tick)

@@ -98,9 +98,9 @@ function M.entries(image, handle, uuid, path, opts)
 end
 
 --- The same as a loop takes it, with what closes it on `break`.
-function M.iterate(...)
-  local next_entry, stop = M.entries(...)
-  return next_entry, nil, nil, closer(stop)
+function M.iterate(image, handle, uuid, path, opts)
+  local next_entry, stop = M.entries(image, handle, uuid, path, opts)
+  return function() return check.named(opts.op, next_entry) end, nil, nil, closer(stop)
 end
 
 --- What is at a path. Waits.

@@ -118,12 +118,30 @@ function M.missing(text, op, trouble)
     quote(text), reason), 0)
 end
 
+-- Starts a job and waits for it. Its failures begin with what was given, not with what was made of that.
+local function follow(name, opts, op, start)
+  local job
+  local good, result = pcall(function()
+    job = start()
+    return progress.follow(job, opts.on_progress, { op = op, item = name.text })
+  end)
+  if good then return result, job end
+  if errors.is(result) and result.op == "import" then
+    local own = name.path .. ": "
+    if result.message:sub(1, #own) == own then result.message = result.message:sub(#own + 1) end
+    result.message = result.message:gsub("^copy: ", ""):gsub("^(copy .*: )copy: ", "%1")
+  end
+  bring.name_source(result, quote(name.text), opts)
+  error(result, 0)
+end
+
 -- Returns the job as well: until it is closed, no gc takes the image.
 local function tree(handle, kind, name, opts)
-  local job = handle:import(kind, name.path, {
-    tag = opts.tag, max_bytes = opts.max_bytes, max_files = opts.max_files,
-  })
-  return progress.follow(job, opts.on_progress, { op = "import", item = name.text }), job
+  return follow(name, opts, "import", function()
+    return handle:import(kind, name.path, {
+      tag = opts.tag, max_bytes = opts.max_bytes, max_files = opts.max_files,
+    })
+  end)
 end
 
 local openers = {
@@ -145,8 +163,9 @@ local function from_archive(handle, kind, name, opts)
   local scratch <close> = bring.scratch(handle)
   local directory = scratch.path .. "/archive"
   core.fs.mkdir(directory, 448)
-  local job = handle:unpack(name.path, directory, { max_bytes = travelling(opts.max_bytes) })
-  progress.follow(job, opts.on_progress, { op = "read", item = name.text })
+  follow(name, opts, "read", function()
+    return handle:unpack(name.path, directory, { max_bytes = travelling(opts.max_bytes) })
+  end)
   return from_directory(handle, kind, directory, name, opts)
 end
 
@@ -210,7 +229,9 @@ function M.bring(handle, name, opts)
     good, row = pcall(from_archive, handle, kind, name, opts)
   end
   if good then return row end
-  if errors.is(row) then row.op = opts.op end -- not the name of the step that failed
+  if errors.is(row) and not bring.is_interruption(row) then
+    row.op = opts.op -- not the name of the step that failed
+  end
   error(row, 0)
 end
 

@@ -145,6 +145,9 @@ function core.sha256_file(path) end
 --- "x86_64", as the kernel says it.
 ---@return string
 function core.machine() end
+--- Seconds of a clock that only goes on.
+---@return number
+function core.now() end
 ---@param fd integer
 ---@return boolean
 function core.is_terminal(fd) end
@@ -436,7 +439,7 @@ function session:start(command, opts) end
 ---@return bough.image
 function session:wait() end
 --- Puts files in place, as image:apply_files does, and moves to the image that has them. Waits.
----@return bough.session self
+---@return bough.image
 function session:apply_files(...) end
 --- Tags the image where it stands, nil untags. Waits.
 ---@param tag string?

@@ -284,7 +284,7 @@ static int entry_put(struct pack *p, const struct bough_tree_entry *e, struct bo
 {
     if (p->plain && e->type != DT_REG && e->type != DT_DIR)
         return 0;
-    if (p->layer && !strncmp(e->name, WHITEOUT, strlen(WHITEOUT)))
+    if (!p->plain && !strncmp(e->name, WHITEOUT, strlen(WHITEOUT)))
         return bough_err_set(err, BOUGH_ERR_unsupported,
                              "names that begin with .wh. mean deleted files in an image's layer");
     switch (e->type) {
