@@ -291,6 +291,16 @@ line" >"$(printf 'new\nline')"; echo l >"$(printf 'latin-\351')"; echo long >]] 
     assert.is_true(events[#events].done > 0)
   end)
 
+  it("an error that on_progress raises stays as it was", function()
+    local mine = require("bough.core").error("state", "enough", { op = "mine" })
+    local good, problem = pcall(image.export, image, scratch.dir() .. "/stopped", {
+      on_progress = function() error(mine, 0) end,
+    })
+    assert.is_false(good)
+    assert.equal(mine, problem)
+    assert.equal("mine", problem.op)
+  end)
+
   describe("is accepted", function()
     it("by skopeo", function()
       each_way(function(path, kind, label)

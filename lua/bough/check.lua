@@ -312,6 +312,11 @@ function M.foreign(callback)
   end
 end
 
+--- Whether an error came out of such a callback.
+---@param problem any
+---@return boolean
+function M.is_foreign(problem) return foreign[problem] == true end
+
 local function object_name(value)
   local meta = getmetatable(value)
   return type(meta) == "table" and rawget(meta, "__name") or nil

@@ -63,7 +63,7 @@ local function checked(path, opts, row)
       format == "oci" and "gzip" or "none"),
     name = full and (name or row.tag):gsub("^docker://", "") or nil, full_name = full,
     sparse = check.boolean(opts.sparse, "export", "sparse"),
-    on_progress = check.callback(opts.on_progress, "export", "on_progress"),
+    on_progress = check.foreign(check.callback(opts.on_progress, "export", "on_progress")),
     path = path:gsub("(.)/+$", "%1"),
   }
 end
@@ -286,7 +286,7 @@ function M.write(image, path, opts, handle)
   end
   local good, problem = pcall(build, handle, row, opts)
   if good then return opts.path end
-  if errors.is(problem) and not bring.is_interruption(problem) then
+  if errors.is(problem) and not bring.is_interruption(problem) and not check.is_foreign(problem) then
     problem.op = "export" -- not the name of the step that failed
   end
   error(problem, 0)

@@ -209,7 +209,7 @@ local function import_options(opts, op, known)
     username = credential(opts.username, op, "username"),
     password = credential(opts.password, op, "password"),
     insecure = check.boolean(opts.insecure, op, "insecure"),
-    on_progress = check.callback(opts.on_progress, op, "on_progress"),
+    on_progress = check.foreign(check.callback(opts.on_progress, op, "on_progress")),
   }
   if (all.username == nil) ~= (all.password == nil) then
     raise("invalid", op, "username and password go together: %s is missing",

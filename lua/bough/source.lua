@@ -2,6 +2,7 @@
 
 local archive = require "bough.archive"
 local bring = require "bough.bring"
+local check = require "bough.check"
 local core = require "bough.core"
 local docker_archive = require "bough.docker_archive"
 local errors = require "bough.error"
@@ -229,7 +230,7 @@ function M.bring(handle, name, opts)
     good, row = pcall(from_archive, handle, kind, name, opts)
   end
   if good then return row end
-  if errors.is(row) and not bring.is_interruption(row) then
+  if errors.is(row) and not bring.is_interruption(row) and not check.is_foreign(row) then
     row.op = opts.op -- not the name of the step that failed
   end
   error(row, 0)
