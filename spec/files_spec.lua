@@ -64,7 +64,7 @@ describe("bough.files", function()
     it("L9.30 list entry lands at /basename, in cwd for a run", function()
       with_local { ["a.txt"] = "file", ["src/b.c"] = "file" }
       assert.same({ "/a.txt", "/b.c" }, paths(expand { { "a.txt", "src/b.c" } }))
-      assert.same({ "/work/a.txt", "/work/b.c" }, paths(expand({ { "a.txt", "src/b.c" } }, "/work")))
+      assert.same({ "/project/a.txt", "/project/b.c" }, paths(expand({ { "a.txt", "src/b.c" } }, "/project")))
       assert.same({ "/b.c" }, paths(expand { { bough.file "src/b.c" } }))
     end)
 
@@ -492,7 +492,7 @@ describe("files in the embedded engine", function()
   it("L9.30 L9.32 land with the mode, owner and time that was asked for", function()
     local path = scratch.file "some data"
     local image = base:run {
-      shell = "cat x && cat /work/file", cwd = "/work",
+      shell = "cat x && cat /project/file", cwd = "/project",
       files = {
         path, x = { content = "x\n" },
         ["/deep/er/y"] = bough.bytes("y", { mode = "0750", uid = 7, gid = 8, mtime = 1000000000 }),
@@ -500,8 +500,8 @@ describe("files in the embedded engine", function()
       },
     }
     assert.equal("x\nsome data", image.stdout)
-    assert.match("^644 0 0 %d+ 9\n", stat(image, "/work/file"))
-    assert.equal("0644", image:stat("/work/x").mode_string)
+    assert.match("^644 0 0 %d+ 9\n", stat(image, "/project/file"))
+    assert.equal("0644", image:stat("/project/x").mode_string)
     assert.equal(1000000000.0, image:stat("/deep/er/y").mtime)
     assert.equal("0750", image:stat("/deep/er/y").mode_string)
     if scratch.is_root then assert.equal("750 7 8 1000000000 1\n", stat(image, "/deep/er/y")) end

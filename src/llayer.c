@@ -303,16 +303,8 @@ static int commit_image(lua_State *L)
 static void work_layers(struct bough_job *job)
 {
     struct bough_question *q = (struct bough_question *)job;
-    char uuid[BOUGH_UUID_SIZE];
-    struct bough_store *store = q->engine->store;
-    q->rc = bough_store_find(store, q->ref, uuid, &q->layer, &q->err);
-    if (q->rc == 0)
-        q->rc = bough_err_set(&q->err, BOUGH_ERR_not_found,
-                              "image %s: it is not in the store (any more)", q->ref);
-    if (q->rc == 1) {
-        q->stack_count = bough_store_stack(store, q->layer, &q->stack, &q->err);
-        q->rc = q->stack_count < 0 ? -1 : 0;
-    }
+    q->stack_count = bough_store_find_stack(q->engine->store, q->ref, NULL, &q->stack, &q->err);
+    q->rc = q->stack_count < 0 ? -1 : 0;
 }
 
 static int layers_k(lua_State *L, int status, lua_KContext ctx)
@@ -342,19 +334,11 @@ static int layers(lua_State *L)
 static void pack_prepare(struct bough_job *job)
 {
     struct layer_errand *l = (struct layer_errand *)job;
-    struct bough_store *store = job->engine->store;
     struct bough_err *err = &l->errand.err;
-    char uuid[BOUGH_UUID_SIZE];
-    int64_t layer;
     l->errand.rc = 0;
     if (l->ref[0]) {
-        int found = bough_store_find(store, l->ref, uuid, &layer, err);
-        if (found == 0)
-            bough_err_set(err, BOUGH_ERR_not_found, "image %s: it is not in the store (any more)",
-                          l->ref);
-        if (found == 1)
-            l->stack_count = bough_store_stack(store, layer, &l->stack, err);
-        l->errand.rc = found == 1 && l->stack_count >= 0 ? 0 : -1;
+        l->stack_count = bough_store_find_stack(job->engine->store, l->ref, NULL, &l->stack, err);
+        l->errand.rc = l->stack_count < 0 ? -1 : 0;
     }
     bool member = l->from != BOUGH_LOOK_LAYER;
     for (int64_t i = 0; l->errand.rc == 0 && i < l->stack_count; i++)

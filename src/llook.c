@@ -12,14 +12,8 @@
 static void work_stack(struct bough_job *job)
 {
     struct bough_question *q = (struct bough_question *)job;
-    q->rc = bough_store_get(q->engine->store, q->ref, &q->image, &q->err);
-    if (q->rc == 0)
-        q->rc = bough_err_set(&q->err, BOUGH_ERR_not_found,
-                              "image %s: it is not in the store (any more)", q->ref);
-    if (q->rc == 1) {
-        q->stack_count = bough_store_stack(q->engine->store, q->image.layer, &q->stack, &q->err);
-        q->rc = q->stack_count < 0 ? -1 : 0;
-    }
+    q->stack_count = bough_store_find_stack(q->engine->store, q->ref, NULL, &q->stack, &q->err);
+    q->rc = q->stack_count < 0 ? -1 : 0;
 }
 
 /* Reads the descriptor to its end, off the loop's thread: it may be a file of any size on a slow disk. */

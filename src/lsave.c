@@ -50,18 +50,8 @@ static void save_progress(struct bough_errand *e, int64_t *done, int64_t *total)
 static void save_look_up(struct bough_job *job)
 {
     struct save_errand *s = (struct save_errand *)job;
-    struct bough_store *store = job->engine->store;
-    struct bough_err *err = &s->errand.err;
-    char uuid[BOUGH_UUID_SIZE];
-    int64_t layer;
-    s->errand.rc = -1;
-    int found = bough_store_find(store, s->ref, uuid, &layer, err);
-    if (found == 0)
-        bough_err_set(err, BOUGH_ERR_not_found, "image %s: it is not in the store (any more)",
-                      s->ref);
-    if (found != 1)
-        return;
-    s->stack_count = bough_store_stack(store, layer, &s->stack, err);
+    s->stack_count =
+        bough_store_find_stack(job->engine->store, s->ref, NULL, &s->stack, &s->errand.err);
     s->errand.rc = s->stack_count < 0 ? -1 : 0;
 }
 

@@ -68,21 +68,6 @@ static void look_clear(struct bough_errand *e)
     free(l->data);
 }
 
-static int look_stack(struct look_errand *l, const char *ref, int64_t **stack, int64_t *count)
-{
-    struct bough_store *store = l->errand.engine->store;
-    struct bough_err *err = &l->errand.err;
-    char uuid[BOUGH_UUID_SIZE];
-    int64_t layer;
-    int found = bough_store_find(store, ref, uuid, &layer, err);
-    if (found == 0)
-        bough_err_set(err, BOUGH_ERR_not_found, "image %s: it is not in the store (any more)", ref);
-    if (found != 1)
-        return -1;
-    *count = bough_store_stack(store, layer, stack, err);
-    return *count < 0 ? -1 : 0;
-}
-
 /* The layers that the two stacks do not share lie on top of those that they do. */
 static int look_hints(struct look_errand *l)
 {
@@ -106,9 +91,13 @@ static int look_hints(struct look_errand *l)
 static void look_up(struct bough_job *job)
 {
     struct look_errand *l = (struct look_errand *)job;
-    l->errand.rc = look_stack(l, l->ref, &l->stack, &l->stack_count);
+    struct bough_store *store = job->engine->store;
+    struct bough_err *err = &l->errand.err;
+    l->stack_count = bough_store_find_stack(store, l->ref, NULL, &l->stack, err);
+    l->errand.rc = l->stack_count < 0 ? -1 : 0;
     if (l->errand.rc == 0 && l->other_ref) {
-        l->errand.rc = look_stack(l, l->other_ref, &l->other, &l->other_count);
+        l->other_count = bough_store_find_stack(store, l->other_ref, NULL, &l->other, err);
+        l->errand.rc = l->other_count < 0 ? -1 : 0;
         if (l->errand.rc == 0)
             l->errand.rc = look_hints(l);
     }

@@ -87,15 +87,9 @@ static void look_up(struct bough_job *job)
 {
     struct bough_put *put = (struct bough_put *)job;
     struct bough_store *store = job->engine->store;
-    char uuid[BOUGH_UUID_SIZE];
     put->rc = -1;
-    int found = bough_store_find(store, put->parent, uuid, &put->parent_layer, &put->err);
-    if (found == 0)
-        bough_err_set(&put->err, BOUGH_ERR_not_found, "image %s: it is not in the store (any more)",
-                      put->parent);
-    if (found != 1)
-        return;
-    put->stack_count = bough_store_stack(store, put->parent_layer, &put->stack, &put->err);
+    put->stack_count =
+        bough_store_find_stack(store, put->parent, &put->parent_layer, &put->stack, &put->err);
     if (put->stack_count < 0)
         return;
     put->layer = bough_store_layer_ids(store, 1, &put->err);

@@ -341,26 +341,15 @@ static void prepare(struct bough_job *job)
 {
     struct run_job *j = (struct run_job *)job;
     struct bough_store *store = job->engine->store;
-    struct bough_image image = {0};
-    j->rc = -1;
     if (j->run->files_layer > 0) {
         j->parent_layer = j->run->files_layer;
         j->stack_count = bough_store_stack(store, j->parent_layer, &j->stack, &j->err);
-        j->layer = j->stack_count < 0 ? -1 : bough_store_layer_ids(store, 1, &j->err);
-        j->rc = j->layer < 0 ? -1 : 0;
-        return;
+    } else {
+        j->stack_count =
+            bough_store_find_stack(store, j->run->parent, &j->parent_layer, &j->stack, &j->err);
     }
-    int found = bough_store_find(store, j->run->parent, image.uuid, &image.layer, &j->err);
-    if (found == 0)
-        bough_err_set(&j->err, BOUGH_ERR_not_found, "image %s: it is not in the store (any more)",
-                      j->run->parent);
-    if (found == 1) {
-        j->parent_layer = image.layer;
-        j->stack_count = bough_store_stack(store, image.layer, &j->stack, &j->err);
-        j->layer = j->stack_count < 0 ? -1 : bough_store_layer_ids(store, 1, &j->err);
-        j->rc = j->layer < 0 ? -1 : 0;
-    }
-    bough_image_clear(&image);
+    j->layer = j->stack_count < 0 ? -1 : bough_store_layer_ids(store, 1, &j->err);
+    j->rc = j->layer < 0 ? -1 : 0;
 }
 
 static void prepared(struct bough_job *job)

@@ -31,27 +31,6 @@ local methods = {}
 
 local filter_keys = { "tag", "tagged", "parent", "since", "before", "until", "number", "oldest_first" }
 
-local seconds_in = { s = 1, m = 60, h = 3600, d = 86400, w = 604800 }
-
--- A number is a time; { ago = n } and "1h" count back from now.
-local function moment(value, op, name)
-  if value == nil then return nil end
-  local ago
-  if type(value) == "number" and value == value then return value + 0.0 end
-  if type(value) == "string" then
-    local count, unit = value:match("^(%d+%.?%d*)([smhdw])$")
-    ago = count and tonumber(count) * seconds_in[unit]
-  elseif type(value) == "table" then
-    errors.check_keys(op, value, { "ago" })
-    ago = type(value.ago) == "number" and value.ago >= 0 and value.ago or nil
-  end
-  if not ago then
-    raise("invalid", op, '%s must be seconds since the epoch, { ago = seconds } or text such as "1h",'
-      .. " got %s", name, quote(value))
-  end
-  return os.time() - ago
-end
-
 local function context_of(self, op)
   local context = type(self) == "table" and rawget(self, CONTEXT)
   if not context then
@@ -66,13 +45,13 @@ local function checked(filter, op)
   local row_filter = {
     tagged = check.boolean(filter.tagged, op, "tagged"),
     oldest_first = check.boolean(filter.oldest_first, op, "oldest_first"),
-    since = moment(filter.since, op, "since"),
-    before = moment(filter.before, op, "before"),
+    since = check.moment(filter.since, op, "since"),
+    before = check.moment(filter.before, op, "before"),
     brief = true,
   }
   if filter["until"] ~= nil then
     if filter.before ~= nil then raise("invalid", op, 'before and ["until"] are the same: use one') end
-    row_filter.before = moment(filter["until"], op, "until")
+    row_filter.before = check.moment(filter["until"], op, "until")
   end
   if filter.tag ~= nil then
     local tag = check.tag(filter.tag, op)

@@ -225,3 +225,18 @@ long bough_store_list(struct bough_store *store, const struct bough_filter *filt
     bough_store_leave(store);
     return count;
 }
+
+int64_t bough_store_find_stack(struct bough_store *store, const char *ref, int64_t *layer,
+                               int64_t **stack, struct bough_err *err)
+{
+    char uuid[BOUGH_UUID_SIZE];
+    int64_t top;
+    int found = bough_store_find(store, ref, uuid, &top, err);
+    if (found == 0)
+        bough_err_set(err, BOUGH_ERR_not_found, "image %s: it is not in the store (any more)", ref);
+    if (found != 1)
+        return -1;
+    if (layer)
+        *layer = top;
+    return bough_store_stack(store, top, stack, err);
+}

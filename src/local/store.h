@@ -115,6 +115,11 @@ bool bough_store_quick(struct bough_store *store, const char *uuid, int64_t *lay
 int bough_store_find(struct bough_store *store, const char *ref, char uuid[BOUGH_UUID_SIZE],
                      int64_t *layer, struct bough_err *err);
 
+/* Both at once, for whoever works on an image: its top layer (may be NULL) and the stack of that, as bough_store_stack
+ * gives it. Returns the stack's length; -1, with kind not_found for an image that is gone. */
+int64_t bough_store_find_stack(struct bough_store *store, const char *ref, int64_t *layer,
+                               int64_t **stack, struct bough_err *err);
+
 struct bough_filter {
     const char *tag;             /* exact, NULL any */
     const char *tag_glob;        /* SQLite GLOB over tags, NULL any */
