@@ -1,5 +1,5 @@
 std = "lua54"
-max_line_length = 110
+max_line_length = 120
 self = false
 
 files["spec/**/*_spec.lua"] = { std = "+busted" }

@@ -56,17 +56,18 @@ LIB_CFLAGS = $(eval LIB_CFLAGS := $(shell $(PKG_CONFIG) --cflags $(LIBRARIES)))$
 libs = $(shell $(PKG_CONFIG) --libs $(1))
 
 # --- what is built from what ----------------------------------------------------
-CORE_SRC := $(wildcard src/*.c src/local/*.c)
+CORE_SRC := $(filter-out src/minder.c,$(wildcard src/*.c src/local/*.c))
 # the base that the keeper shares with the core
-BASE_SRC := src/entry.c src/err.c src/order.c src/plan.c src/wire.c
-KEEPER_SRC := $(wildcard src/keeper/*.c) $(BASE_SRC)
+BASE_SRC := src/command.c src/entry.c src/err.c src/order.c src/plan.c src/wire.c
+KEEPER_SRC := $(wildcard src/keeper/*.c) src/minder.c $(BASE_SRC)
 UNPACK_SRC := $(wildcard src/unpack/*.c) src/err.c src/sha256.c
 LOOK_SRC := $(wildcard src/look/*.c) src/entry.c src/err.c src/record.c src/sha256.c
+SPAWN_SRC := $(wildcard src/spawn/*.c) src/command.c src/err.c src/minder.c src/wire.c
 TEST_SRC := $(wildcard spec/c/*_test.c)
 # All that knows no Lua and has no main(): what C tests link with.
-LUA_SRC := $(filter-out src/loop.c,$(wildcard src/l*.c))
+LUA_SRC := $(filter-out src/launch.c src/loop.c,$(wildcard src/l*.c))
 LIBTEST_SRC := $(sort $(filter-out $(LUA_SRC),$(CORE_SRC)) \
-  $(filter-out %/main.c,$(KEEPER_SRC) $(UNPACK_SRC) $(LOOK_SRC)))
+  $(filter-out %/main.c,$(KEEPER_SRC) $(UNPACK_SRC) $(LOOK_SRC) $(SPAWN_SRC)))
 
 # V=1 shows the commands.
 say = $(if $(V),,@echo "  $(1)";)
@@ -75,7 +76,7 @@ JOBS := -j$(shell nproc 2>/dev/null || echo 1)
 objects = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 C_TESTS := $(patsubst %.c,$(BUILD)/%,$(TEST_SRC))
 PROGRAMS := $(BUILD)/bough/core.so $(BUILD)/bough/bough-keeper $(BUILD)/bough/bough-unpack \
-  $(BUILD)/bough/bough-look
+  $(BUILD)/bough/bough-look $(BUILD)/bough/bough-spawn
 LUA_FILES := $(shell find lua -name '*.lua' 2>/dev/null)
 
 .DELETE_ON_ERROR:
@@ -83,7 +84,7 @@ LUA_FILES := $(shell find lua -name '*.lua' 2>/dev/null)
 .PHONY: all help deps deps-test deps-lint deps-fuzz deps-bench fuzz demo run-demo test test-user check c-tests \
   lint luacheck format-check tidy format asan valgrind bench install clean libraries examples
 
-all: $(PROGRAMS) ## the core module and its three helper programs, below build/bough
+all: $(PROGRAMS) ## the core module and its four helper programs, below build/bough
 
 help: ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | \
@@ -125,6 +126,10 @@ $(BUILD)/bough/bough-look: $(call objects,$(LOOK_SRC))
 	@mkdir -p $(@D)
 	$(call say,LINK $@) $(CC) -pie $(ALL_LDFLAGS) -o $@ $^ \
 	  $(call libs,libarchive libcrypto libpcre2-8 libseccomp)
+
+$(BUILD)/bough/bough-spawn: $(call objects,$(SPAWN_SRC))
+	@mkdir -p $(@D)
+	$(call say,LINK $@) $(CC) -pie $(ALL_LDFLAGS) -o $@ $^
 
 # --- set-up ---------------------------------------------------------------------
 deps: ## installs what building and running need (Debian)

@@ -405,9 +405,21 @@ describe("bough.image", function()
     end)
 
     it("is called once it has", function()
-      local other = fake.open { popen = function(_, _, what) return what end }
+      local booted
+      local sandbox = {
+        hosts = true, live = 0, stopped = false, closed = false,
+        started = function() end, close = function(self) self.closed = true end,
+      }
+      local other = fake.open { boot = function(_, uuid, spec)
+        booted = { uuid = uuid, hostname = spec.hostname, disposable = spec.disposable }
+        return sandbox
+      end }
       local image = fake.base(other)
-      assert.equal("process", image:popen "process")
+      local instance <close> = image:boot { hostname = "h" }
+      assert.same({ uuid = image.uuid, hostname = "h", disposable = false }, booted)
+      assert.equal("running", instance.state)
+      instance:close()
+      assert.is_true(sandbox.closed)
     end)
   end)
 end)

@@ -59,11 +59,15 @@ LUAMOD_API int luaopen_bough_core(lua_State *L)
     bough_open_task(L);
     bough_open_watch(L);
     bough_open_queue(L);
+    bough_open_stream(L);
     open_constants(L);
     bough_open_session(L);
+    bough_open_process(L);
+    bough_open_instance(L);
     bough_open_fs(L);
     bough_open_http(L);
     bough_open_local(L);
+    bough_open_host(L);
     lua_pushvalue(L, -1);
     lua_rawsetp(L, LUA_REGISTRYINDEX, &module_key);
     return 1;

@@ -211,7 +211,7 @@ static void job_cancel(struct bough_errand *e)
         return;
     e->cancelled = true;
     if (e->request > 0) {
-        bough_client_tell(e->engine->client, BOUGH_MSG_KILL, e->request, NULL);
+        bough_client_tell(e->engine->client, BOUGH_MSG_KILL, e->request, NULL, NULL, 0, NULL);
         bough_engine_kick(e->engine);
     }
     if (e->cancel)

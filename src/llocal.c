@@ -2,13 +2,13 @@
 #define _GNU_SOURCE
 #include "llocal.h"
 
-#include <dlfcn.h>
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "lcore.h"
+#include "lhost.h"
 #include "sys.h"
 
 struct bough_engine *bough_local_check(lua_State *L, const char *op)
@@ -24,33 +24,12 @@ struct bough_engine *bough_local_check(lua_State *L, const char *op)
 
 /* -- open -------------------------------------------------------------------------------------- */
 
-/* "<dir of core.so>/<name>" */
-static void beside_us(char *path, size_t room, const char *name)
-{
-    Dl_info info;
-    path[0] = '\0';
-    if (!dladdr((void *)(uintptr_t)beside_us, &info) || !info.dli_fname)
-        return;
-    char real[PATH_MAX];
-    const char *self = realpath(info.dli_fname, real) ? real : info.dli_fname;
-    const char *slash = strrchr(self, '/');
-    snprintf(path, room, "%.*s%s", slash ? (int)(slash - self) + 1 : 0, self, name);
-}
-
 static void find_program(lua_State *L, const char *option, const char *variable, const char *name,
                          char *path)
 {
-    const char *given =
-        lua_getfield(L, 1, option) == LUA_TSTRING ? lua_tostring(L, -1) : getenv(variable);
-    if (given && *given)
-        snprintf(path, PATH_MAX, "%s", given);
-    else
-        beside_us(path, PATH_MAX, name);
+    bool given = lua_getfield(L, 1, option) == LUA_TSTRING;
+    bough_lprogram_find(L, given ? lua_tostring(L, -1) : NULL, variable, name, path, "open");
     lua_pop(L, 1);
-    if (access(path, X_OK) < 0)
-        bough_lerr(L, BOUGH_ERR_not_found, "open",
-                   "%s: no program there; it belongs beside core.so, or where $%s says", path,
-                   variable);
 }
 
 static void find_home(lua_State *L, char *home)
@@ -258,8 +237,10 @@ static int local_index(lua_State *L)
 
 void bough_open_local(lua_State *L)
 {
-    static const luaL_Reg methods[] = {
-        {"start", bough_lrun_start}, {"close", local_close}, {NULL, NULL}};
+    static const luaL_Reg methods[] = {{"start", bough_lrun_start},
+                                       {"boot", bough_lsandbox_boot},
+                                       {"close", local_close},
+                                       {NULL, NULL}};
     static const luaL_Reg meta[] = {
         {"__gc", local_gc}, {"__close", local_close}, {"__tostring", local_tostring}, {NULL, NULL}};
     if (luaL_newmetatable(L, BOUGH_LOCAL)) {
@@ -273,6 +254,8 @@ void bough_open_local(lua_State *L)
     lua_pop(L, 1);
     bough_lask_register(L);
     bough_lrun_register(L);
+    bough_lsandbox_register(L);
+    bough_lchild_register(L);
     lua_pushcfunction(L, local_open);
     lua_setfield(L, -2, "open_local");
 }

@@ -7,12 +7,15 @@
 
 #include "engine.h"
 #include "lwait.h"
+#include "process.h"
 #include "run.h"
 
 #define BOUGH_LOCAL "bough.local"
 #define BOUGH_RUN "bough.run"
 #define BOUGH_JOB "bough.job"
 #define BOUGH_STAGED "bough.staged"
+#define BOUGH_SANDBOX "bough.sandbox"
+#define BOUGH_CHILD "bough.child"
 
 struct local {
     struct bough_engine *engine; /* NULL when closed */
@@ -23,6 +26,8 @@ struct bough_engine *bough_local_check(lua_State *L, const char *op);
 
 /* Pushes the row of an image (types.lua: bough.row). [-0, +1] */
 void bough_lrow_push(lua_State *L, const struct bough_image *image);
+/* Pushes a result (types.lua: bough.result). [-0, +1] */
+void bough_lresult_push(lua_State *L, const struct bough_result *result);
 
 /* lput.c: what was staged at `index`; raises when it is closed. */
 struct bough_staged *bough_lput_staged(lua_State *L, int index);
@@ -39,11 +44,24 @@ void bough_lsearch_register(lua_State *L);
 /* lrun.c */
 int bough_lrun_start(lua_State *L); /* engine:start(uuid, spec) */
 void bough_lrun_register(lua_State *L);
+/* lsandbox.c */
+int bough_lsandbox_boot(lua_State *L); /* engine:boot(uuid, spec) */
+void bough_lsandbox_register(lua_State *L);
+/* lchild.c: starts the process that the spec at `spec` describes and pushes its handle. `direct`: a plain command of
+ * the host, which gets its files and its environment. [-0, +1] */
+int bough_lchild_push(lua_State *L, struct bough_crew *crew, int spec, bool direct);
+void bough_lchild_register(lua_State *L);
 /* lask.c: the methods that look things up */
 extern const luaL_Reg bough_lask_methods[];
 void bough_lask_register(lua_State *L);
-/* lspec.c: reads a spec table at `index` into a new run; raises `invalid`. The run is already anchored. */
-void bough_lspec_read(lua_State *L, int index, struct bough_run *run);
+/* lspec.c: read a spec table at `index`; raise `invalid`. What they fill in is anchored already. */
+void bough_lspec_run(lua_State *L, int index, struct bough_run *run);
+void bough_lspec_sandbox(lua_State *L, int index,
+                         struct bough_run *run); /* all but a command of its own */
+void bough_lspec_boot(lua_State *L, int index, struct bough_run *run); /* with an empty command */
+void bough_lspec_command(lua_State *L, int index, struct bough_command *command, bool direct);
+/* lstreams.c: `direct`: the host's own files go to the command as they are, not through us. */
+void bough_lspec_streams(lua_State *L, int index, struct bough_streams *streams, bool direct);
 /* Reads limits {memory=,pids=,cpu=,disk=,files=} at `index` (nil: nothing) over what is there. */
 void bough_lspec_limits(lua_State *L, int index, struct bough_limits *limits);
 

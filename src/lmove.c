@@ -6,6 +6,8 @@
 #include "lsession.h"
 #include "lwait.h"
 
+#include <string.h>
+
 /* An operation that takes its turn. */
 struct change {
     const char *name;
@@ -118,9 +120,9 @@ static int change_held_k(lua_State *L, int status, lua_KContext ctx)
 static int change_begin(lua_State *L, const struct change *change, bool queue)
 {
     struct session *s = bough_session_open(L, change->name);
-    if (bough_session_busy(s) && !queue)
-        return refuse_busy(L, change->name);
     luaL_checkstack(L, 8, NULL);
+    if (bough_session_busy(s) && !queue && !bough_session_settling(L, 1))
+        return refuse_busy(L, change->name);
     lua_pushcfunction(L, turn_take);
     lua_pushvalue(L, 1);
     s->line++;
@@ -130,7 +132,7 @@ static int change_begin(lua_State *L, const struct change *change, bool queue)
 
 /* -- runs -------------------------------------------------------------------------------------- */
 
-/* on_done(image, ok), upvalue: the session. Called once, by whoever waited or closed first. */
+/* on_done(image, ok), upvalues: the session, the name of the step. Called once, by whoever waited or closed first. */
 static int run_settled(lua_State *L)
 {
     lua_settop(L, 2);
@@ -150,12 +152,12 @@ static int run_settled(lua_State *L)
     bough_session_field(L, 1, "timed_out");
     if (lua_toboolean(L, 2) && !lua_isnil(L, -2) && !lua_toboolean(L, -1)) {
         bough_session_stand(L, 3, 1);
-        bough_session_step(L, 3, 1, "run");
+        bough_session_step(L, 3, 1, lua_tostring(L, lua_upvalueindex(2)));
     }
     return 0;
 }
 
-/* [session, command, options, image, started] -> the last */
+/* [session, command, options, within, image, started] -> the last */
 static int run_started_k(lua_State *L, int status, lua_KContext ctx)
 {
     (void)status;
@@ -170,24 +172,29 @@ static int run_started_k(lua_State *L, int status, lua_KContext ctx)
     return 1;
 }
 
-/* Calls image:start(command, options, { op=, defaults=, on_done= }) and leaves the image on top. */
-static int run_start(lua_State *L, const char *op, lua_KFunction k)
+/* Calls image:METHOD(command, options, { op=, defaults=, on_done=, eager= }), which leaves `results` on top. */
+static int run_start(lua_State *L, const char *op, const char *method, int results, lua_KFunction k)
 {
     bough_session_open(L, op); /* it may have been closed while this was in line */
-    lua_settop(L, 3);
+    lua_settop(L, 4);
     lua_getiuservalue(L, 1, UV_IMAGE);
-    bough_session_method(L, 4, "start", op);
+    bough_session_method(L, 5, method, op);
     lua_pushvalue(L, 2);
     lua_pushvalue(L, 3);
-    lua_createtable(L, 0, 3);
+    lua_createtable(L, 0, 4);
+    if (lua_istable(L, 4)) {
+        lua_getfield(L, 4, "eager");
+        lua_setfield(L, -2, "eager");
+    }
     lua_pushstring(L, op);
     lua_setfield(L, -2, "op");
     lua_getiuservalue(L, 1, UV_DEFAULTS);
     lua_setfield(L, -2, "defaults");
     lua_pushvalue(L, 1);
-    lua_pushcclosure(L, run_settled, 1);
+    lua_pushstring(L, strcmp(method, "popen") == 0 ? method : "run");
+    lua_pushcclosure(L, run_settled, 2);
     lua_setfield(L, -2, "on_done");
-    lua_callk(L, 4, 1, (lua_KContext)op, k);
+    lua_callk(L, 4, results, (lua_KContext)op, k);
     return k(L, LUA_OK, (lua_KContext)op);
 }
 
@@ -217,12 +224,12 @@ static int run_detach_k(lua_State *L, int status, lua_KContext ctx)
 
 static int run_body(lua_State *L)
 {
-    return run_start(L, "run", run_wait_k);
+    return run_start(L, "run", "start", 1, run_wait_k);
 }
 
 static int start_body(lua_State *L)
 {
-    return run_start(L, "start", run_detach_k);
+    return run_start(L, "start", "start", 1, run_detach_k);
 }
 
 /* Whether this call lines up: its own `queue` option, else the session's. */
@@ -261,6 +268,67 @@ static int session_wait(lua_State *L)
     bough_session_method(L, 2, "wait", "wait");
     lua_callk(L, 1, 1, 0, run_waited_k);
     return run_waited_k(L, LUA_OK, 0);
+}
+
+/* -- live processes -------------------------------------------------------------------------- */
+
+/* [session, command, options, within, image, process, started]: the sandbox is a run in the making until its last process has
+ * ended. */
+static int popen_begun_k(lua_State *L, int status, lua_KContext ctx)
+{
+    struct session *s = lua_touserdata(L, 1);
+    run_started_k(L, status, ctx);
+    s->detached = true;
+    lua_pushvalue(L, -2);
+    return 1;
+}
+
+static int popen_body(lua_State *L)
+{
+    return run_start(L, "popen", "popen", 2, popen_begun_k);
+}
+
+static int popen_settled_k(lua_State *L, int status, lua_KContext ctx)
+{
+    static const struct change change = {"popen", popen_body};
+    const struct session *s = bough_session_open(L, "popen");
+    (void)ctx;
+    if (failed(status) && s->detached)
+        return lua_error(L); /* the wait itself was cut short */
+    lua_settop(L, 4);
+    return change_begin(L, &change, wants_queue(L, s));
+}
+
+/* [session, command, options, within, running, answer]: a process in the sandbox that is there, false where none can be had,
+ * nil when it is just ending. */
+static int popen_joined_k(lua_State *L, int status, lua_KContext ctx)
+{
+    (void)status;
+    (void)ctx;
+    if (lua_toboolean(L, -1))
+        return 1;
+    if (!lua_isnil(L, -1))
+        return popen_settled_k(L, LUA_OK, 0);
+    lua_settop(L, 5);
+    bough_session_method(L, 5, "wait", "popen");
+    return popen_settled_k(L, lua_pcallk(L, 1, 0, 0, 0, popen_settled_k), 0);
+}
+
+/* session:popen(command, options?, { eager= }?) -> process */
+static int session_popen(lua_State *L)
+{
+    const struct session *s = bough_session_open(L, "popen");
+    lua_settop(L, 4);
+    if (!s->detached)
+        return popen_settled_k(L, LUA_OK, 0);
+    lua_getiuservalue(L, 1, UV_RUNNING);
+    bough_session_method(L, 5, "join", "popen");
+    lua_pushvalue(L, 2);
+    lua_pushvalue(L, 3);
+    lua_getiuservalue(L, 1, UV_DEFAULTS);
+    lua_pushvalue(L, 4);
+    lua_callk(L, 5, 1, 0, popen_joined_k);
+    return popen_joined_k(L, LUA_OK, 0);
 }
 
 /* -- other changes ------------------------------------------------------------------------- */
@@ -428,6 +496,7 @@ static int session_rollback(lua_State *L)
 const luaL_Reg bough_session_moves[] = {
     {"run", session_run},
     {"start", session_start},
+    {"popen", session_popen},
     {"wait", session_wait},
     {"apply_files", session_apply_files},
     {"tag_as", session_tag_as},

@@ -27,7 +27,7 @@ void bough_set_text(lua_State *L, const char *name, const char *text)
     }
 }
 
-static void push_result(lua_State *L, const struct bough_result *r)
+void bough_lresult_push(lua_State *L, const struct bough_result *r)
 {
     lua_createtable(L, 0, 14);
     bough_set_integer(L, "exit_code", r->exit_code);
@@ -75,7 +75,7 @@ void bough_lrow_push(lua_State *L, const struct bough_image *image)
     bough_set_number(L, "created_at", (double)image->created_us / 1e6);
     bough_set_integer(L, "size", image->size);
     if (image->result.present) {
-        push_result(L, &image->result);
+        bough_lresult_push(L, &image->result);
         lua_setfield(L, -2, "result");
     }
 }

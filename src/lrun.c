@@ -1,16 +1,13 @@
-/* lrun.c - a run as userdata: start, wait, close, and the functions that take its output or give its input.
- *
- * Such functions are Lua, so they are called by whoever waits for the run, in that coroutine,
- * never from the loop. User values: 1 the spec (anchors the functions), 2 an unfinished line of stdout, 3 of stderr. */
+/* lrun.c - a run as userdata: start, wait, close. */
 #define _GNU_SOURCE
 #include <string.h>
 
 #include "llocal.h"
+#include "lserve.h"
 
 struct lrun {
-    struct bough_run *run; /* NULL when closed and let go */
-    bool lines;            /* functions get whole lines */
-    bool serving;          /* one waiter at a time calls the functions */
+    struct bough_served served; /* first */
+    struct bough_run *run;      /* NULL when closed and let go */
 };
 
 static struct lrun *check(lua_State *L)
@@ -18,9 +15,12 @@ static struct lrun *check(lua_State *L)
     return luaL_checkudata(L, 1, BOUGH_RUN);
 }
 
-static const char *const sink_names[] = {"stdout", "stderr"};
+static void give_up(struct bough_served *served)
+{
+    bough_run_close(((struct lrun *)served)->run);
+}
 
-static int serve(lua_State *L, struct lrun *l);
+static int wait_k(lua_State *L, int status, lua_KContext ctx);
 
 /* -- starting ---------------------------------------------------------------------------------- */
 
@@ -42,7 +42,7 @@ int bough_lrun_start(lua_State *L)
     const char *uuid = luaL_checkstring(L, 2);
     luaL_checktype(L, 3, LUA_TTABLE);
     lua_settop(L, 3);
-    struct lrun *l = lua_newuserdatauv(L, sizeof *l, 3);
+    struct lrun *l = lua_newuserdatauv(L, sizeof *l, BOUGH_SERVED_VALUES);
     *l = (struct lrun){0};
     luaL_setmetatable(L, BOUGH_RUN);
     l->run = bough_run_new(engine);
@@ -52,12 +52,13 @@ int bough_lrun_start(lua_State *L)
         return bough_lerr(L, BOUGH_ERR_invalid, "run", "\"%s\" is not a uuid", uuid);
     for (int i = 0; i < BOUGH_UUID_SIZE - 1; i++)
         l->run->parent[i] = (char)(uuid[i] >= 'A' && uuid[i] <= 'F' ? uuid[i] + 32 : uuid[i]);
-    bough_lspec_read(L, 3, l->run);
-    lua_pushvalue(L, 3);
-    lua_setiuservalue(L, 4, 1);
-    lua_getfield(L, 3, "text");
-    l->lines = lua_type(L, -1) == LUA_TSTRING && strcmp(lua_tostring(L, -1), "lines") == 0;
-    lua_pop(L, 1);
+    bough_lspec_run(L, 3, l->run);
+    l->served = (struct bough_served){.streams = &l->run->streams,
+                                      .changed = &l->run->changed,
+                                      .go_on = wait_k,
+                                      .args = 1,
+                                      .give_up = give_up};
+    bough_served_init(L, &l->served, 3);
     lua_getfield(L, 3, "eager");
     l->run->eager = lua_toboolean(L, -1);
     lua_pop(L, 1);
@@ -70,137 +71,6 @@ int bough_lrun_start(lua_State *L)
     return l->run->eager ? 1 : start_k(L, LUA_OK, 0);
 }
 
-/* -- functions for output and input ------------------------------------------------------------ */
-
-static bool has_work(const struct bough_run *run)
-{
-    for (int i = 0; i < 2; i++)
-        if (run->out[i].sink == BOUGH_SINK_TAKE && run->out[i].size > 0)
-            return true;
-    return run->in.source == BOUGH_SOURCE_GIVE && run->in.wants && !run->in.ended;
-}
-
-static int rethrow(lua_State *L, struct lrun *l)
-{
-    l->serving = false;
-    bough_cond_fire(&l->run->changed);
-    bough_run_close(l->run);
-    return lua_error(L);
-}
-
-static int wait_k(lua_State *L, int status, lua_KContext ctx);
-
-/* ctx of a call that is under way: which stream it serves. */
-enum { CALL_STDOUT = 1, CALL_STDERR, CALL_STDIN };
-
-static int called_k(lua_State *L, int status, lua_KContext ctx)
-{
-    struct lrun *l = check(L);
-    if (status != LUA_OK && status != LUA_YIELD)
-        return rethrow(L, l);
-    if (ctx == CALL_STDIN) {
-        size_t size = 0;
-        const char *data = "";
-        if (lua_type(L, -1) == LUA_TSTRING)
-            data = lua_tolstring(L, -1, &size);
-        else if (!lua_isnil(L, -1) && lua_toboolean(L, -1)) {
-            struct bough_err err;
-            bough_err_set(&err, BOUGH_ERR_invalid,
-                          "the function given for stdin must return a string or nil, got %s",
-                          luaL_typename(L, -1));
-            bough_lerr_push(L, &err, "run");
-            return rethrow(L, l);
-        }
-        bough_in_give(&l->run->in, data, size);
-        lua_settop(L, 1);
-    }
-    lua_settop(L, 1);
-    l->serving = false;
-    bough_cond_fire(&l->run->changed); /* for others who wait */
-    return wait_k(L, LUA_OK, 0);
-}
-
-/* Calls the function of stream `which` with the text at the top. */
-static int call_sink(lua_State *L, struct lrun *l, int which)
-{
-    l->serving = true;
-    lua_getiuservalue(L, 1, 1);
-    lua_getfield(L, -1, sink_names[which]);
-    lua_remove(L, -2);
-    lua_insert(L, -2);
-    return called_k(L, lua_pcallk(L, 1, 0, 0, which + 1, called_k), which + 1);
-}
-
-/* Takes whole lines out of what has come: pushes the next one without its newline, or returns false. */
-static bool next_line(lua_State *L, struct bough_run *run, int which)
-{
-    struct bough_out *out = &run->out[which];
-    char *newline = out->size ? memchr(out->data, '\n', out->size) : NULL;
-    size_t used = newline ? (size_t)(newline - out->data) + 1 : out->size;
-    luaL_Buffer b;
-    luaL_buffinit(L, &b);
-    lua_getiuservalue(L, 1, which + 2);
-    if (lua_isnil(L, -1))
-        lua_pop(L, 1);
-    else
-        luaL_addvalue(&b);
-    luaL_addlstring(&b, out->data, newline ? used - 1 : used);
-    luaL_pushresult(&b);
-    memmove(out->data, out->data + used, out->size - used);
-    out->size -= used;
-    bool is_line = newline != NULL;
-    if (is_line)
-        lua_pushnil(L);
-    else
-        lua_pushvalue(L, -1);
-    lua_setiuservalue(L, 1, which + 2);
-    if (out->size == 0)
-        bough_out_taken(out);
-    if (!is_line)
-        lua_pop(L, 1);
-    return is_line;
-}
-
-static int serve(lua_State *L, struct lrun *l)
-{
-    struct bough_run *run = l->run;
-    for (int i = 0; i < 2; i++) {
-        struct bough_out *out = &run->out[i];
-        if (out->sink != BOUGH_SINK_TAKE || out->size == 0)
-            continue;
-        if (!l->lines) {
-            lua_pushlstring(L, out->data, out->size);
-            bough_out_taken(out);
-            return call_sink(L, l, i);
-        }
-        if (next_line(L, run, i))
-            return call_sink(L, l, i);
-        return wait_k(L, LUA_OK, 0);
-    }
-    l->serving = true;
-    lua_getiuservalue(L, 1, 1);
-    lua_getfield(L, -1, "stdin");
-    lua_remove(L, -2);
-    return called_k(L, lua_pcallk(L, 0, 1, 0, CALL_STDIN, called_k), CALL_STDIN);
-}
-
-/* A last line without its newline. */
-static bool last_line(lua_State *L, struct lrun *l, int *which)
-{
-    for (int i = 0; i < 2; i++) {
-        if (l->run->out[i].sink != BOUGH_SINK_TAKE || !l->run->out[i].eof)
-            continue;
-        if (lua_getiuservalue(L, 1, i + 2) == LUA_TSTRING && lua_rawlen(L, -1) > 0) {
-            lua_pushnil(L);
-            lua_setiuservalue(L, 1, i + 2);
-            *which = i;
-            return true;
-        }
-        lua_pop(L, 1);
-    }
-    return false;
-}
-
 /* -- waiting ----------------------------------------------------------------------------------- */
 
 static int wait_k(lua_State *L, int status, lua_KContext ctx)
@@ -209,17 +79,15 @@ static int wait_k(lua_State *L, int status, lua_KContext ctx)
     (void)ctx;
     struct lrun *l = check(L);
     struct bough_run *run = l->run;
-    if (!l->serving && has_work(run))
-        return serve(L, l);
+    int result;
+    if (bough_served_due(&l->served))
+        return bough_served_call(L, &l->served);
     if (run->state == BOUGH_RUN_FAILED)
         return bough_lerr_raise(L, &run->err, "run");
-    bool drained = true;
-    for (int i = 0; i < 2; i++)
-        drained = drained && (run->out[i].sink != BOUGH_SINK_TAKE || run->out[i].eof);
-    int which;
-    if (drained && l->lines && !l->serving && last_line(L, l, &which))
-        return call_sink(L, l, which);
-    if (run->state != BOUGH_RUN_DONE || !drained || l->serving)
+    bool drained = bough_served_drained(&l->served);
+    if (drained && bough_served_last(L, &l->served, &result))
+        return result;
+    if (run->state != BOUGH_RUN_DONE || !drained)
         return bough_wait(L, &run->changed, 0, wait_k);
     if (run->closed)
         return bough_lerr(L, BOUGH_ERR_cancelled, "run", "the run was closed");
@@ -257,7 +125,7 @@ static int run_gc(lua_State *L)
 static int run_tostring(lua_State *L)
 {
     struct lrun *l = check(L);
-    static const char *const states[] = {"preparing",  "starting", "running",
+    static const char *const states[] = {"preparing",  "starting", "running", "stopped",
                                          "committing", "done",     "failed"};
     lua_pushfstring(L, "run (%s)",
                     !l->run          ? "closed"

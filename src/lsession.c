@@ -33,6 +33,18 @@ bool bough_session_busy(const struct session *s)
     return s->line > 0 || s->detached;
 }
 
+bool bough_session_settling(lua_State *L, int session)
+{
+    const struct session *s = lua_touserdata(L, session);
+    if (!s->detached || s->line > 0)
+        return false;
+    lua_getiuservalue(L, session, UV_RUNNING);
+    bough_session_field(L, -1, "settling");
+    bool settling = lua_toboolean(L, -1);
+    lua_pop(L, 2);
+    return settling;
+}
+
 void bough_session_method(lua_State *L, int object, const char *name, const char *op)
 {
     object = lua_absindex(L, object);
@@ -96,7 +108,7 @@ void bough_session_step(lua_State *L, int session, int image, const char *op)
     lua_setfield(L, step, "op");
     history_copy_field(L, image, step, "uuid");
     /* how an image was made is part of this history only when it was made here */
-    if (strcmp(op, "run") == 0) {
+    if (strcmp(op, "run") == 0 || strcmp(op, "popen") == 0) {
         history_copy_field(L, image, step, "command");
         history_copy_field(L, image, step, "exit_code");
     }
@@ -184,11 +196,16 @@ static int delegated_k(lua_State *L, int status, lua_KContext ctx)
     return lua_gettop(L) - (int)ctx;
 }
 
-/* Upvalue 1: the name. Calls that method of the image where the session stands. */
-static int session_delegate(lua_State *L)
+/* [session, arguments...]: calls that method of the image where the session stands. */
+static int delegate_k(lua_State *L, int status, lua_KContext ctx)
 {
-    const char *name = lua_tostring(L, lua_upvalueindex(1));
-    bough_session_open(L, name);
+    const struct session *s = lua_touserdata(L, 1);
+    const char *name = (const char *)ctx;
+    if (status != LUA_OK && status != LUA_YIELD) {
+        if (s->detached)
+            return lua_error(L); /* the wait itself was cut short */
+        lua_pop(L, 1);
+    }
     int count = lua_gettop(L);
     luaL_checkstack(L, count + 4, "too many arguments");
     lua_getiuservalue(L, 1, UV_IMAGE);
@@ -197,6 +214,20 @@ static int session_delegate(lua_State *L)
         lua_pushvalue(L, i);
     lua_callk(L, count, LUA_MULTRET, count + 1, delegated_k);
     return delegated_k(L, LUA_OK, count + 1);
+}
+
+/* Upvalue 1: the name. */
+static int session_delegate(lua_State *L)
+{
+    const char *name = lua_tostring(L, lua_upvalueindex(1));
+    bough_session_open(L, name);
+    lua_KContext ctx = (lua_KContext)name;
+    if (!bough_session_settling(L, 1))
+        return delegate_k(L, LUA_OK, ctx);
+    lua_getiuservalue(L, 1, UV_RUNNING);
+    bough_session_method(L, -1, "wait", name);
+    lua_remove(L, -3);
+    return delegate_k(L, lua_pcallk(L, 1, 0, 0, ctx, delegate_k), ctx);
 }
 
 /* -- life -------------------------------------------------------------------------------------- */
@@ -331,8 +362,8 @@ static const luaL_Reg session_methods[] = {
 };
 
 static const char *const delegates[] = {
-    "read",   "ls",   "entries", "walk", "stream", "download", "parent", "children", "diff",
-    "export", "find", "glob",    "grep", "stat",   "popen",    "boot",   NULL,
+    "read", "ls",     "entries", "walk", "stream", "download", "parent", "children",
+    "diff", "export", "find",    "glob", "grep",   "stat",     "boot",   NULL,
 };
 
 static const luaL_Reg session_meta[] = {
@@ -381,9 +412,12 @@ void bough_open_session(lua_State *L)
         lua_pushinteger(L, session_fields[i].where);
         lua_setfield(L, -2, session_fields[i].name);
     }
+    lua_pushvalue(L, -2);
+    lua_insert(L, -4); /* [core, methods, class, methods, fields] */
     lua_pushcclosure(L, session__index, 2);
     lua_setfield(L, -2, "__index");
     lua_pop(L, 1);
+    lua_setfield(L, -2, "session_methods"); /* helpers in Lua are added there */
 
     lua_pushvalue(L, -1);
     lua_pushcclosure(L, core_session, 1);

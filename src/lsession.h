@@ -34,6 +34,8 @@ struct session *bough_session_check(lua_State *L, const char *op);
 /* The same, raising `closed` when it is. */
 struct session *bough_session_open(lua_State *L, const char *op);
 bool bough_session_busy(const struct session *s);
+/* Whether it is busy only because the last process of its sandbox has just ended: then whoever comes next waits. */
+bool bough_session_settling(lua_State *L, int session);
 
 /* Pushes object.name and the object, for a call; raises `unsupported` without one. [-0, +2] */
 void bough_session_method(lua_State *L, int object, const char *name, const char *op);

@@ -38,6 +38,7 @@ void bough_plan_put(struct bough_wbuf *buf, const struct bough_plan *plan)
     bough_put_i64(buf, plan->keep);
     bough_put_i64(buf, plan->streams);
     bough_put_i64(buf, plan->announce);
+    bough_put_i64(buf, plan->boots);
     bough_put_i64(buf, plan->limits.memory);
     bough_put_i64(buf, plan->limits.disk);
     bough_put_i64(buf, plan->limits.pids);
@@ -61,6 +62,7 @@ int bough_plan_get(struct bough_rbuf *buf, struct bough_plan *plan, struct bough
     plan->keep = bough_get_i64(buf) != 0;
     plan->streams = (int)bough_get_i64(buf) & 7;
     plan->announce = bough_get_i64(buf) != 0;
+    plan->boots = bough_get_i64(buf) != 0;
     plan->limits.memory = bough_get_i64(buf);
     plan->limits.disk = bough_get_i64(buf);
     plan->limits.pids = bough_get_i64(buf);
@@ -73,7 +75,7 @@ int bough_plan_get(struct bough_rbuf *buf, struct bough_plan *plan, struct bough
     plan->resolv = bough_get_str(buf);
     plan->argv = bough_get_strv(buf);
     plan->env = bough_get_strv(buf);
-    if (buf->failed || !plan->argv || !plan->argv[0] || !plan->env || !plan->cwd || !plan->user ||
+    if (buf->failed || !plan->argv || !plan->argv[0] != plan->boots || !plan->env || !plan->cwd || !plan->user ||
         !plan->hostname || plan->layer <= 0) {
         bough_plan_clear(plan);
         return bough_err_set(err, BOUGH_ERR_protocol, "plan: malformed");

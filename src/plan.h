@@ -32,7 +32,10 @@ struct bough_plan {
     enum bough_network network;
     int64_t timeout_ms; /* 0: none */
     bool keep;          /* make a layer of what changed */
-    bool announce;      /* say when the command has started */
+    bool announce; /* say when the command has started, or the booted sandbox is ready for some */
+    bool
+        boots; /* no command of its own (argv is empty): a socket comes as the last descriptor, over
+                         * which the host has processes started until it says FINISH */
     int streams; /* bits 0-2: stdin, stdout, stderr have a descriptor with the plan; the others are the
                          * sandbox's /dev/null */
 };

@@ -33,9 +33,8 @@ struct bough_run *bough_run_new(struct bough_engine *engine)
         run->next->link = &run->next;
     engine->runs = run;
     bough_cond_init(&run->changed, engine->loop);
-    run->in.fd = run->in.source_fd = run->in.source_epoll = -1;
-    for (int i = 0; i < 2; i++)
-        run->out[i].fd = run->out[i].sink_fd = -1;
+    bough_streams_init(&run->streams);
+    run->channel = -1;
     return run;
 }
 
@@ -53,9 +52,8 @@ void bough_run_unref(struct bough_run *run)
     *run->link = run->next;
     if (run->next)
         run->next->link = run->link;
-    bough_in_close(&run->in);
-    bough_out_close(&run->out[0]);
-    bough_out_close(&run->out[1]);
+    bough_streams_close(&run->streams);
+    bough_fd_close(&run->channel);
     bough_cond_destroy(&run->changed);
     bough_image_clear(&run->image);
     free_strv(run->argv);
@@ -94,6 +92,8 @@ static void step(struct bough_run *run, enum bough_run_state state)
         bough_engine_release_layer(run->engine, run->files_layer);
         run->files_layer = 0;
     }
+    if (run->stepped)
+        run->stepped(run);
 }
 
 static void fail(struct bough_run *run, const struct bough_err *err)
@@ -101,9 +101,8 @@ static void fail(struct bough_run *run, const struct bough_err *err)
     if (bough_run_is_over(run))
         return;
     run->err = *err;
-    bough_in_close(&run->in);
-    bough_out_close(&run->out[0]);
-    bough_out_close(&run->out[1]);
+    bough_streams_stop(&run->streams);
+    bough_fd_close(&run->channel);
     step(run, BOUGH_RUN_FAILED);
 }
 
@@ -152,69 +151,24 @@ static void fill_result(struct bough_run *run)
 {
     const struct bough_ending *e = &run->ending;
     struct bough_result *r = &run->image.result;
-    int status = (int)e->status;
-    r->present = true;
-    r->signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
-    r->exit_code = r->signal ? 128 + r->signal : WEXITSTATUS(status);
-    r->timed_out = e->timed_out;
-    if (r->timed_out) {
-        r->signal = SIGKILL;
-        r->exit_code = 128 + SIGKILL;
-    }
+    bough_streams_result(&run->streams, (int)e->status, e->timed_out, r);
     r->oom = e->oom;
     r->elapsed_time = (double)e->elapsed_ns / 1e9;
     r->user_time = (double)e->user_us / 1e6;
     r->system_time = (double)e->system_us / 1e6;
     r->max_rss = e->max_rss;
-    r->stdout_dropped = run->out[0].dropped;
-    r->stderr_dropped = run->out[1].dropped;
-    if (run->out[0].sink == BOUGH_SINK_CAPTURE) {
-        r->has_stdout = true;
-        r->stdout_data = run->out[0].data;
-        r->stdout_size = run->out[0].size;
-        run->out[0].data = NULL;
-    }
-    if (run->out[1].sink == BOUGH_SINK_CAPTURE && !run->joined) {
-        r->has_stderr = true;
-        r->stderr_data = run->out[1].data;
-        r->stderr_size = run->out[1].size;
-        run->out[1].data = NULL;
-    }
 }
 
-/* All output is in; an image is made of what the sandbox left. */
-static void conclude(struct bough_run *run)
+/* Of a run that was closed, or is not to be kept, nothing stays. */
+static void drop(struct bough_run *run)
 {
-    struct bough_engine *engine = run->engine;
-    struct bough_err trouble;
-    if (engine->closed) {
-        bough_err_set(&trouble, BOUGH_ERR_closed, "the engine was closed");
-        fail(run, &trouble);
-        return;
-    }
-    if (run->in.err.msg[0]) {
-        trouble = run->in.err;
-        if (run->ending.changed)
-            bough_engine_drop_staged(engine, run->layer);
-        fail(run, &trouble);
-        return;
-    }
-    for (int i = 0; i < 2; i++) /* of a run that was closed no file is whole */
-        if (run->out[i].err.msg[0] || bough_out_settle(&run->out[i], !run->closed) < 0) {
-            struct bough_err err = run->out[i].err;
-            if (run->ending.changed)
-                bough_engine_drop_staged(engine, run->layer);
-            fail(run, &err);
-            return;
-        }
-    fill_result(run);
-    bough_in_close(&run->in);
-    if (run->disposable || run->closed) {
-        if (run->ending.changed)
-            bough_engine_drop_staged(engine, run->layer);
-        step(run, BOUGH_RUN_DONE);
-        return;
-    }
+    if (run->ending.changed)
+        bough_engine_drop_staged(run->engine, run->layer);
+    run->ending.changed = false;
+}
+
+void bough_run_commit(struct bough_run *run)
+{
     struct bough_image *image = &run->image;
     bough_uuid_make(image->uuid);
     memcpy(image->parent, run->parent, sizeof image->parent);
@@ -222,21 +176,48 @@ static void conclude(struct bough_run *run)
     image->command = run->command;
     image->cache_key = run->cache_key;
     run->tag = run->command = run->cache_key = NULL;
-    strcpy(image->origin, "run");
+    strcpy(image->origin, image->result.present ? "run" : "commit");
     image->layer = run->ending.changed ? run->layer : run->parent_layer;
     image->size = run->ending.bytes + run->files_bytes;
     struct run_job *j = new_job(run);
     if (!j)
         return;
     step(run, BOUGH_RUN_COMMITTING);
-    bough_job_start(engine, &j->job, commit, committed);
+    bough_job_start(run->engine, &j->job, commit, committed);
+}
+
+/* All output is in; an image is made of what the sandbox left. */
+static void conclude(struct bough_run *run)
+{
+    struct bough_err trouble;
+    if (run->engine->closed) {
+        bough_err_set(&trouble, BOUGH_ERR_closed, "the engine was closed");
+        fail(run, &trouble);
+        return;
+    }
+    /* of a run that was closed no file is whole */
+    if (bough_streams_settle(&run->streams, !run->closed, &trouble) < 0) {
+        drop(run);
+        fail(run, &trouble);
+        return;
+    }
+    if (run->boots && !run->disposable && !run->closed) {
+        step(run, BOUGH_RUN_STOPPED); /* its owner decides */
+        return;
+    }
+    if (!run->boots)
+        fill_result(run);
+    if (run->disposable || run->closed) {
+        drop(run);
+        step(run, BOUGH_RUN_DONE);
+        return;
+    }
+    bough_run_commit(run);
 }
 
 static void on_exited(struct bough_run *run)
 {
-    for (int i = 0; i < 2; i++)
-        if (!run->out[i].eof)
-            bough_out_finish(&run->out[i]);
+    bough_streams_finish(&run->streams);
     conclude(run);
 }
 
@@ -270,21 +251,6 @@ static bool on_message(void *arg, struct bough_message *msg, const struct bough_
 
 /* --- the start ------------------------------------------------------------------------------------ */
 
-static int open_streams(struct bough_run *run, int fds[3], struct bough_err *err)
-{
-    struct bough_loop *loop = run->engine->loop;
-    if (bough_in_open(&run->in, loop, &run->changed, &fds[0], err) < 0 ||
-        bough_out_open(&run->out[0], loop, &run->changed, &fds[1], err) < 0)
-        return -1;
-    if (run->joined) {
-        run->out[1].sink = BOUGH_SINK_DISCARD;
-        run->out[1].eof = true;
-        fds[2] = fds[1];
-        return 0;
-    }
-    return bough_out_open(&run->out[1], loop, &run->changed, &fds[2], err);
-}
-
 static void hand_over(struct bough_run *run, int64_t *stack, int64_t count)
 {
     struct bough_engine *engine = run->engine;
@@ -295,6 +261,7 @@ static void hand_over(struct bough_run *run, int64_t *stack, int64_t count)
         .stack_count = count,
         .argv = run->argv,
         .env = run->env,
+        .boots = run->boots,
         .cwd = run->cwd,
         .user = run->user,
         .hostname = run->hostname,
@@ -306,13 +273,16 @@ static void hand_over(struct bough_run *run, int64_t *stack, int64_t count)
         .announce = !run->eager,
     };
     struct bough_wbuf body = {0};
-    int fds[3] = {-1, -1, -1}, sent[3], count_sent = 0;
-    int rc = open_streams(run, fds, &err);
+    int fds[3] = {-1, -1, -1}, sent[4], count_sent = 0, rc = 0;
+    if (!run->boots)
+        rc = bough_streams_open(&run->streams, engine->loop, &run->changed, fds, &err);
     for (int i = 0; i < 3; i++)
         if (fds[i] >= 0) {
             plan.streams |= 1 << i;
             sent[count_sent++] = fds[i];
         }
+    if (run->channel >= 0)
+        sent[count_sent++] = run->channel;
     bough_plan_put(&body, &plan);
     if (rc == 0) {
         run->refs++; /* until the keeper's last word */
@@ -325,10 +295,8 @@ static void hand_over(struct bough_run *run, int64_t *stack, int64_t count)
         }
     }
     bough_wbuf_free(&body);
-    bough_fd_close(&fds[0]);
-    if (fds[2] != fds[1])
-        bough_fd_close(&fds[2]);
-    bough_fd_close(&fds[1]);
+    bough_streams_close_ends(fds);
+    bough_fd_close(&run->channel);
     if (rc < 0) {
         fail(run, &err);
         return;
@@ -420,14 +388,14 @@ void bough_run_close(struct bough_run *run)
     run->closed = true;
     if (run->put)
         bough_put_cancel(run->put);
+    if (run->state == BOUGH_RUN_STOPPED) {
+        drop(run);
+        step(run, BOUGH_RUN_DONE);
+        return;
+    }
     if (run->id > 0) {
-        bough_client_tell(run->engine->client, BOUGH_MSG_KILL, run->id, NULL);
+        bough_client_tell(run->engine->client, BOUGH_MSG_KILL, run->id, NULL, NULL, 0, NULL);
         bough_engine_kick(run->engine);
-        /* Nobody empties these any more: let them run dry. */
-        for (int i = 0; i < 2; i++)
-            if (run->out[i].sink == BOUGH_SINK_TAKE) {
-                run->out[i].sink = BOUGH_SINK_DISCARD;
-                bough_out_taken(&run->out[i]);
-            }
+        bough_streams_discard(&run->streams);
     }
 }

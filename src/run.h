@@ -5,18 +5,20 @@
  *   PREPARING (image and stack looked up) -> STARTING (the keeper has it) -> RUNNING -> COMMITTING -> DONE
  *
  * FAILED may come from any of them. `changed` fires on every step, and when a function's
- * stream has data for it. */
+ * stream has data for it. A run that boots has no command of its own: its sandbox serves processes (instance.h) until
+ * it is told to end, is STOPPED then, and COMMITTING only when its owner says so. */
 #ifndef BOUGH_RUN_H
 #define BOUGH_RUN_H
 
 #include "engine.h"
 #include "put.h"
-#include "stream.h"
+#include "streams.h"
 
 enum bough_run_state {
     BOUGH_RUN_PREPARING,
     BOUGH_RUN_STARTING,
     BOUGH_RUN_RUNNING,
+    BOUGH_RUN_STOPPED,
     BOUGH_RUN_COMMITTING,
     BOUGH_RUN_DONE,
     BOUGH_RUN_FAILED,
@@ -48,9 +50,11 @@ struct bough_run {
     int64_t parent_layer, layer;
     int64_t id; /* at the keeper; 0 before */
     int64_t pid;
-    struct bough_in in;
-    struct bough_out out[2]; /* stdout, stderr; the second may be joined to the first */
-    bool joined;
+    struct bough_streams streams;
+    bool boots;
+    int channel; /* the crew's end of a booted sandbox's socket until the keeper has it; -1 */
+    void (*stepped)(struct bough_run *run); /* its owner is told of each state; may be NULL */
+    void *owner;
     struct bough_ending ending;
     struct bough_image image;
 };
@@ -59,6 +63,8 @@ struct bough_run *bough_run_new(struct bough_engine *engine); /* streams closed,
 void bough_run_unref(struct bough_run *run);
 void bough_run_start(struct bough_run *run);
 void bough_run_close(struct bough_run *run); /* kills; idempotent, never waits */
+void bough_run_commit(
+    struct bough_run *run); /* of one that is STOPPED: its image, which is DONE then */
 bool bough_run_is_over(const struct bough_run *run);
 
 #endif

@@ -4,15 +4,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "sys.h"
+#include "writer.h"
 
 static void free_handle(uv_handle_t *handle)
 {
@@ -42,9 +41,7 @@ static int open_poll(uv_poll_t **poll, struct bough_loop *loop, int fd, void *da
     return 0;
 }
 
-/* A pipe whose end `ours` (0 read, 1 write) does not block. Descriptors below 3 stay free: a host
- * that has closed its stdin must not find a pipe there. */
-static int open_pipe(int ends[2], int ours, struct bough_err *err)
+int bough_pipe_open(int ends[2], int ours, struct bough_err *err)
 {
     if (pipe2(ends, O_CLOEXEC) < 0)
         return bough_err_sys(err, errno, "stream");
@@ -59,30 +56,9 @@ static int open_pipe(int ends[2], int ours, struct bough_err *err)
                 return bough_err_sys(err, sys, "stream");
             }
         }
-    fcntl(ends[ours], F_SETFL, O_NONBLOCK);
+    if (ours >= 0)
+        fcntl(ends[ours], F_SETFL, O_NONBLOCK);
     return 0;
-}
-
-/* write(2) to a pipe without readers raises SIGPIPE, whose disposition is the host's: it is held back for
- * the time of the call, and taken out of the queue when it was ours. */
-static ssize_t write_quietly(int fd, const char *data, size_t size)
-{
-    sigset_t pipe_only, before, pending;
-    sigemptyset(&pipe_only);
-    sigaddset(&pipe_only, SIGPIPE);
-    sigpending(&pending);
-    bool was_pending = sigismember(&pending, SIGPIPE);
-    pthread_sigmask(SIG_BLOCK, &pipe_only, &before);
-    ssize_t n = BOUGH_RETRY(write(fd, data, size));
-    int sys = errno;
-    if (n < 0 && sys == EPIPE && !was_pending) {
-        struct timespec none = {0};
-        while (sigtimedwait(&pipe_only, NULL, &none) < 0 && errno == EINTR)
-            continue;
-    }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    errno = sys;
-    return n;
 }
 
 /* --- output --------------------------------------------------------------------------------------- */
@@ -105,7 +81,7 @@ static bool reserve(struct bough_out *out, size_t more)
 static void write_sink(struct bough_out *out, const char *data, size_t size)
 {
     while (size > 0 && !out->err.msg[0]) {
-        ssize_t n = write_quietly(out->sink_fd, data, size);
+        ssize_t n = bough_write_quietly(out->sink_fd, data, size);
         if (n < 0 && errno == EAGAIN) {
             /* Somebody's non-blocking terminal or pipe: a short wait is all that keeps the bytes whole. */
             struct pollfd p = {.fd = out->sink_fd, .events = POLLOUT};
@@ -195,6 +171,14 @@ void bough_out_finish(struct bough_out *out)
     bough_cond_fire(out->changed);
 }
 
+static int start_output(struct bough_out *out, struct bough_loop *loop, struct bough_err *err)
+{
+    if (open_poll(&out->poll, loop, out->fd, out, err) < 0)
+        return -1;
+    uv_poll_start(out->poll, UV_READABLE, on_readable);
+    return 0;
+}
+
 int bough_out_open(struct bough_out *out, struct bough_loop *loop, struct bough_cond *changed,
                    int *theirs, struct bough_err *err)
 {
@@ -204,14 +188,19 @@ int bough_out_open(struct bough_out *out, struct bough_loop *loop, struct bough_
         out->eof = true;
         return 0;
     }
-    if (open_pipe(ends, 0, err) < 0)
+    if (bough_pipe_open(ends, 0, err) < 0)
         return -1;
     out->fd = ends[0];
     *theirs = ends[1];
-    if (open_poll(&out->poll, loop, out->fd, out, err) < 0)
-        return -1;
-    uv_poll_start(out->poll, UV_READABLE, on_readable);
-    return 0;
+    return start_output(out, loop, err);
+}
+
+int bough_out_over(struct bough_out *out, struct bough_loop *loop, struct bough_cond *changed,
+                   int terminal, struct bough_err *err)
+{
+    out->changed = changed;
+    out->fd = terminal;
+    return start_output(out, loop, err);
 }
 
 void bough_out_taken(struct bough_out *out)
@@ -261,6 +250,15 @@ static void finish_input(struct bough_in *in)
     in->wants = false;
 }
 
+/* Nothing more comes. Closing a terminal's master would be a hang-up: there the end is a character, which ends what was
+ * typed when it is not at the start of a line, and the input when it is. */
+static void end_input(struct bough_in *in)
+{
+    if (in->terminal && in->fd >= 0)
+        bough_write_quietly(in->fd, "\4\4", in->last == '\n' ? 1 : 2);
+    finish_input(in);
+}
+
 static void on_writable(uv_poll_t *poll, int status, int events);
 
 static void on_source(uv_poll_t *poll, int status, int events)
@@ -300,6 +298,10 @@ static int watch_source(struct bough_in *in, struct bough_loop *loop, struct bou
 
 static bool refill(struct bough_in *in)
 {
+    if (in->source == BOUGH_SOURCE_DATA) {
+        end_input(in);
+        return false;
+    }
     if (in->source == BOUGH_SOURCE_GIVE) {
         uv_poll_stop(in->poll);
         in->wants = true;
@@ -316,7 +318,7 @@ static bool refill(struct bough_in *in)
     if (n < 0)
         bough_err_sys(&in->err, errno, "stdin");
     if (n <= 0) {
-        finish_input(in);
+        end_input(in);
         return false;
     }
     in->at = 0;
@@ -332,7 +334,7 @@ static void on_writable(uv_poll_t *poll, int status, int events)
     for (int i = 0; i < 16; i++) {
         if (in->at == in->size && !refill(in))
             return;
-        ssize_t n = write_quietly(in->fd, in->data + in->at, in->size - in->at);
+        ssize_t n = bough_write_quietly(in->fd, in->data + in->at, in->size - in->at);
         if (n < 0 && errno == EAGAIN)
             return;
         if (n < 0) { /* the command does not want it */
@@ -341,6 +343,7 @@ static void on_writable(uv_poll_t *poll, int status, int events)
             return;
         }
         in->at += (size_t)n;
+        in->last = in->data[in->at - 1];
     }
 }
 
@@ -361,6 +364,15 @@ static int data_file(struct bough_in *in, struct bough_err *err)
     return bough_steal_fd(&fd);
 }
 
+static int start_input(struct bough_in *in, struct bough_loop *loop, struct bough_err *err)
+{
+    if (open_poll(&in->poll, loop, in->fd, in, err) < 0 ||
+        (in->source == BOUGH_SOURCE_FD && watch_source(in, loop, err) < 0))
+        return -1;
+    uv_poll_start(in->poll, UV_WRITABLE, on_writable);
+    return 0;
+}
+
 int bough_in_open(struct bough_in *in, struct bough_loop *loop, struct bough_cond *changed,
                   int *theirs, struct bough_err *err)
 {
@@ -375,15 +387,21 @@ int bough_in_open(struct bough_in *in, struct bough_loop *loop, struct bough_con
         in->ended = true;
         return *theirs < 0 ? -1 : 0;
     }
-    if (open_pipe(ends, 1, err) < 0)
+    if (bough_pipe_open(ends, 1, err) < 0)
         return -1;
     in->fd = ends[1];
     *theirs = ends[0];
-    if (open_poll(&in->poll, loop, in->fd, in, err) < 0 ||
-        (in->source == BOUGH_SOURCE_FD && watch_source(in, loop, err) < 0))
-        return -1;
-    uv_poll_start(in->poll, UV_WRITABLE, on_writable);
-    return 0;
+    return start_input(in, loop, err);
+}
+
+int bough_in_over(struct bough_in *in, struct bough_loop *loop, struct bough_cond *changed,
+                  int terminal, struct bough_err *err)
+{
+    in->changed = changed;
+    in->fd = terminal;
+    in->terminal = true;
+    in->last = '\n';
+    return start_input(in, loop, err);
 }
 
 int bough_in_give(struct bough_in *in, const char *data, size_t size)
@@ -392,7 +410,7 @@ int bough_in_give(struct bough_in *in, const char *data, size_t size)
     if (in->ended)
         return 0;
     if (size == 0) {
-        finish_input(in);
+        end_input(in);
         return 0;
     }
     char *copy = realloc(in->data, size);

@@ -17,6 +17,10 @@
 
 #define BOUGH_STREAM_CHUNK 65536
 
+/* A pipe whose end `ours` (0 read, 1 write; -1: neither) does not block. Descriptors below 3 stay free: a host that has
+ * closed its stdin must not find a pipe there. */
+int bough_pipe_open(int ends[2], int ours, struct bough_err *err);
+
 enum bough_sink { BOUGH_SINK_DISCARD, BOUGH_SINK_CAPTURE, BOUGH_SINK_FD, BOUGH_SINK_TAKE };
 
 struct bough_out {
@@ -37,6 +41,9 @@ struct bough_out {
  * /dev/null is no present for a sandbox's root, who could change its mode. */
 int bough_out_open(struct bough_out *out, struct bough_loop *loop, struct bough_cond *changed,
                    int *theirs, struct bough_err *err);
+/* The same over a terminal's master (taken over, does not block), which is discarded where nobody wants the output. */
+int bough_out_over(struct bough_out *out, struct bough_loop *loop, struct bough_cond *changed,
+                   int terminal, struct bough_err *err);
 void bough_out_drain(
     struct bough_out *out); /* reads what is there: to the end when no writer is left */
 /* The command is over: takes what is in the pipe (no more than it holds, so a full buffer does not matter)
@@ -58,13 +65,18 @@ struct bough_in {
     struct bough_cond *changed;
     char *data; /* owned: all of it for SOURCE_DATA, what is still to be written otherwise */
     size_t size, at;
-    bool wants; /* SOURCE_GIVE: the buffer is empty, more is welcome */
-    bool ended; /* nothing more will come */
+    bool terminal; /* fd is a master: the end of the input is a character */
+    char last;     /* written, then */
+    bool wants;    /* SOURCE_GIVE: the buffer is empty, more is welcome */
+    bool ended;    /* nothing more will come */
     struct bough_err err;
 };
 
 int bough_in_open(struct bough_in *in, struct bough_loop *loop, struct bough_cond *changed,
                   int *theirs, struct bough_err *err);
+/* The same over a terminal's master (taken over, does not block). */
+int bough_in_over(struct bough_in *in, struct bough_loop *loop, struct bough_cond *changed,
+                  int terminal, struct bough_err *err);
 int bough_in_give(struct bough_in *in, const char *data,
                   size_t size); /* SOURCE_GIVE; size 0 ends it */
 void bough_in_close(struct bough_in *in);

@@ -13,7 +13,7 @@
 
 #include "err.h"
 
-#define BOUGH_WIRE_VERSION 2
+#define BOUGH_WIRE_VERSION 3
 #define BOUGH_WIRE_FDS 8              /* at most this many descriptors a message */
 #define BOUGH_WIRE_INLINE (32 * 1024) /* larger payloads go into a memfd */
 #define BOUGH_WIRE_PAYLOAD_MAX (256 * 1024 * 1024)
@@ -33,7 +33,9 @@ enum bough_msg {
     BOUGH_MSG_EXTRACT, /* stack, path; fd: empty directory to copy it into. DONE bytes files skipped */
     BOUGH_MSG_LOOK,    /* bough_look_order; fds: output, and with the source `given` the directory.
                         * DONE three numbers and a text, as bough-look reports them */
-    BOUGH_MSG_BYE,     /* end in order */
+    BOUGH_MSG_COMMIT, /* sandbox (the id of its RUN), new id: copies what a booted sandbox has changed into a
+                        * layer, while all in it stands still. DONE bytes files */
+    BOUGH_MSG_BYE, /* end in order */
     /* keeper to host */
     BOUGH_MSG_HELLO,    /* version, facts as key, value pairs; fd: pidfd of the keeper */
     BOUGH_MSG_STARTED,  /* the command of `id` is running: pid as the host sees it */
@@ -42,8 +44,21 @@ enum bough_msg {
     BOUGH_MSG_PROGRESS, /* done so far, in all or 0: bytes of a request under way */
     BOUGH_MSG_FAILED,   /* an error record; `id` has ended */
     /* keeper to nursery and init, and back */
-    BOUGH_MSG_BLANK, /* make one (bool: host network); answer: pid, fds: control socket, pidfd */
-    BOUGH_MSG_READY, /* a blank is prepared */
+    BOUGH_MSG_BLANK,  /* make one (bool: host network); answer: pid, fds: control socket, pidfd */
+    BOUGH_MSG_READY,  /* a blank is prepared */
+    BOUGH_MSG_FREEZE, /* to an init: stop all processes of the sandbox; answers FROZEN or FAILED */
+    BOUGH_MSG_FROZEN, /* they stand still; fd: the upper directory */
+    BOUGH_MSG_THAW,   /* let them go on */
+    /* host to a crew (the init of a booted sandbox, or bough-spawn), over a socket of their own; `id` names
+     * a process and is chosen by the host */
+    BOUGH_MSG_EXEC, /* a bough_command; fds: its streams. Answers STARTED (pid; fd: the terminal's master when
+                       * there is one) and later ENDED, or FAILED alone */
+    BOUGH_MSG_SIGNAL, /* number, bough_scope; id 0: all processes of the sandbox. No answer */
+    BOUGH_MSG_FINISH, /* bool keep: end the sandbox, with a layer of what changed or without. What the keeper
+                       * says of its end (EXITED) is the answer. Closing the socket is a FINISH without */
+    BOUGH_MSG_GUARD, /* to bough-spawn: a terminal's saved settings (struct termios as bytes); fd: the terminal. They
+                       * are put back when the host dies. Without a descriptor: forget it. No answer */
+    BOUGH_MSG_ENDED, /* crew to host: a bough_end */
 };
 
 /* A growing buffer to write into. Errors stick in `failed`; check once at the end. */

@@ -336,7 +336,7 @@ local function path_of(value, op, name)
   return text_of(value, op, name)
 end
 
---- What the command reads: data, a Lua file, a function that yields chunks, { path = ... }.
+--- What the command reads: data, PIPE, INHERIT, a Lua file, a function that yields chunks, a reader, { path = ... }.
 function M.stdin(value, op, live)
   if value == nil or value == false then return nil end
   if type(value) == "string" or type(value) == "function" then return value end
@@ -344,6 +344,7 @@ function M.stdin(value, op, live)
     if live then return value end
     raise("invalid", op, "stdin = bough.PIPE needs somebody to write: use popen")
   end
+  if value == core.INHERIT then return value end
   local kind = stream_kind(value, op, "stdin")
   if kind == "file" or kind == "bough.reader" then return value end
   if kind == "bough.bytes" then return value.content end
@@ -351,12 +352,14 @@ function M.stdin(value, op, live)
     and (kind == nil or kind == "bough.file") then
     return { path = path_of(value.path, op, "stdin.path") }
   end
-  raise("invalid", op, "stdin must be data, a Lua file, a function or bough.file(path), got %s",
+  raise("invalid", op, "stdin must be data, a Lua file, a function, a reader or bough.file(path), got %s",
     quote(value))
 end
 
---- Where output goes: true (captured), false, INHERIT, a path, a Lua file, a function.
+--- Where output goes: true (captured), false, PIPE, INHERIT, a path, a Lua file, a function, a writer. Without a word:
+--- a pipe where it is live, else captured.
 function M.output(value, op, name, live)
+  if value == nil and live then return core.PIPE end
   if value == nil or value == true then return true end
   if value == false or value == core.INHERIT or type(value) == "function" then return value end
   if type(value) == "string" then return path_of(value, op, name) end
@@ -378,18 +381,39 @@ function M.output(value, op, name, live)
     end
     return path_of(value.path, op, name .. ".path")
   end
-  raise("invalid", op, "%s must be true, false, a path, a Lua file or a function, got %s", name,
+  raise("invalid", op, "%s must be true, false, a path, a Lua file, a function or a writer, got %s", name,
     quote(value))
 end
 
----@return table?
+local function extent(value, op, name, fallback)
+  if value == nil then return fallback end
+  local count = type(value) == "number" and math.tointeger(value)
+  if not count or count < 1 or count > 65535 then
+    raise("invalid", op, "%s must be a whole number from 1 to 65535, got %s", name, quote(value))
+  end
+  return count
+end
+
+--- A terminal for the command: true, or { rows =, cols =, term = }. Sizes are those of the host's terminal, where it
+--- has one, else 24 by 80; `term`, the name that programs find in TERM, is "xterm-256color".
+---@return { rows: integer, cols: integer, term: string }?
 function M.pty(value, op)
   if value == nil or value == false then return nil end
-  if value == true then return {} end
+  if value == true then value = {} end
   if type(value) ~= "table" then
     raise("invalid", op, "pty must be true or { rows =, cols =, term = }, got %s", quote(value))
   end
-  return errors.check_keys(op, value, { "rows", "cols", "term" })
+  errors.check_keys(op, value, { "rows", "cols", "term" })
+  local rows, cols = 24, 80
+  if core.terminal_size then
+    local real_rows, real_cols = core.terminal_size()
+    rows, cols = real_rows or rows, real_cols or cols
+  end
+  return {
+    rows = extent(value.rows, op, "pty.rows", rows),
+    cols = extent(value.cols, op, "pty.cols", cols),
+    term = value.term ~= nil and text_of(value.term, op, "pty.term") or "xterm-256color",
+  }
 end
 
 return M

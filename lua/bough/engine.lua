@@ -11,6 +11,7 @@ local check = require "bough.check"
 local draw = require "bough.draw"
 local errors = require "bough.error"
 local image = require "bough.image"
+local instance = require "bough.instance"
 local images = require "bough.images"
 local progress = require "bough.progress"
 local uploads = require "bough.uploads"
@@ -58,6 +59,7 @@ local planned = { contree = true, docker = true, podman = true }
 ---@field engine bough.engine
 ---@field sessions table<bough.session, boolean> live ones, weakly
 ---@field running table<bough.image, string> started runs and the images they run in, weakly
+---@field instances table<bough.instance, boolean> those not collected, weakly
 local context_methods = {}
 context_methods.__index = context_methods
 
@@ -70,6 +72,7 @@ end
 ---@class bough.engine
 ---@field images bough.images
 ---@field files bough.files
+---@field instances bough.instances
 ---@field url string what it was opened with
 ---@field closed boolean
 local methods = {}
@@ -113,6 +116,9 @@ local function in_use(context)
     end
   end
   for _, uuid in pairs(context.running) do add(uuid) end
+  for running in pairs(context.instances) do
+    if running.state ~= "closed" then add(running.uuid) end
+  end
   return keep
 end
 
@@ -194,6 +200,7 @@ function methods:close()
   local live = {}
   for session in pairs(context.sessions) do live[#live + 1] = session end
   for started in pairs(context.running) do live[#live + 1] = started end
+  for running in pairs(context.instances) do live[#live + 1] = running end
   for _, object in ipairs(live) do object:close() end
   context.driver = nil
   driver:close()
@@ -205,6 +212,7 @@ function meta:__index(name)
   local context = rawget(self, CONTEXT)
   if name == "images" then return context.images end
   if name == "files" then return context.files end
+  if name == "instances" then return context.instance_manager end
   if name == "url" then return context.url end
   if name == "closed" then return context.driver == nil end
   return nil
@@ -228,7 +236,9 @@ local function wrap(driver, url)
     url = url,
     sessions = setmetatable({}, { __mode = "k" }),
     running = setmetatable({}, { __mode = "k" }),
+    instances = setmetatable({}, { __mode = "k" }),
   }, context_methods)
+  context.instance_manager = instance.manager(context)
   context.images = images.new(context)
   context.files = uploads.new(context)
   context.engine = setmetatable({ [CONTEXT] = context }, meta)

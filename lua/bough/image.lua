@@ -11,6 +11,8 @@ local defaults = require "bough.defaults"
 local errors = require "bough.error"
 local files = require "bough.files"
 local inside = require "bough.inside"
+local instance = require "bough.instance"
+local live = require "bough.live"
 local options = require "bough.options"
 local progress = require "bough.progress"
 
@@ -122,6 +124,10 @@ end
 function fields.result(data) return copy(result_of(data, "result")) end
 function fields.cached(data) return data.cached end
 function fields.state(data) return data.state end
+-- of one whose sandbox hosts live processes: the last of them has ended, its image is in the making
+function fields.settling(data)
+  return data.sandbox ~= nil and data.state == "executing" and not data.sandbox.hosts
+end
 function fields.stdin(data) return data.stdin end
 function fields.engine(data) return data.context.engine end
 
@@ -246,7 +252,9 @@ local function launch(handle, uuid, data, spec, begun)
   -- with `check` a failed run is an error, and an error moves no tag
   begun.tag_later = begun.check and spec.tag or nil
   if begun.tag_later then spec.tag = nil end
-  begun.run = handle:start(uuid, spec)
+  -- a terminal is for processes that are started one by one, in a sandbox that is there
+  begun.run = spec.pty and live.run(handle:boot(uuid, live.sandbox_of(spec, true)), spec)
+    or handle:start(uuid, spec)
   local started = new(data.context, begun)
   data.context.running[started] = uuid
   return started
@@ -268,7 +276,7 @@ function methods:start(command, opts, within)
   })
   if spec.files and not handle.stage then
     raise("unsupported", op, "files: this engine cannot put files in place yet")
-  elseif spec.pty and not handle.exec then
+  elseif spec.pty and not handle.boot then
     raise("unsupported", op, "pty: this engine has no terminals yet")
   elseif spec.cache and not handle.cached then
     raise("unsupported", op, "cache: this engine keeps no run cache yet")
@@ -427,13 +435,100 @@ function methods:apply_files(...)
   return M.new(data.context, row)
 end
 
---- Starts a live process. Waits until it runs.
----@return bough.process
-function methods:popen(...) return select(2, via(self, "popen", "popen", ...)) end
+local function live_spec(self, command, opts, within, inside_of)
+  local op = within and within.op or "popen"
+  local data = data_of(self, op)
+  local spec, policy = options.spec(command, opts, {
+    op = op, defaults = within and within.defaults, live = true, inside = inside_of,
+    image = data.row.config and defaults_of(data) or nil,
+  })
+  spec.eager = within and within.eager
+  return spec, policy
+end
 
---- Starts a sandbox that hosts processes. Waits until it runs.
+-- One more process in the sandbox behind `started`. Whoever waits for the last one gets the image that it left.
+local function join(started, spec, policy, op)
+  local data = data_of(started, op)
+  local sandbox = data.sandbox
+  return live.start(sandbox, spec, policy, op, function()
+    if sandbox.live > 0 then return nil end
+    started:wait()
+    return started.uuid and started or nil
+  end)
+end
+
+--- Starts a live process in a sandbox of its own. Waits until it runs. The image that it leaves is `process.image`
+--- after its end.
+---@param command string|table shell line, or options with the command in the array part
+---@param opts table? with a shell line
+---@param within { op: string?, defaults: table?, on_done: fun(image: bough.image, ok: boolean)?, eager: boolean? }?
+---  for sessions, as in `start`; `eager`: does not wait for the start, `wait` tells what was wrong with it
+---@return bough.process
+---@return bough.image started for sessions: the image in the making, until the last process has ended
+function methods:popen(command, opts, within)
+  local op = within and within.op or "popen"
+  local handle, uuid, data = located(self, op)
+  if handle.boot == nil then
+    raise("unsupported", op, "this engine cannot start live processes yet")
+  end
+  local spec, policy = live_spec(self, command, opts, within)
+  if spec.cache then raise("invalid", op, "cache is for run: a live process has no result to remember") end
+  local _ <close> = hold(data.context, uuid)
+  local staged <close> = spec.files and files.stage(handle, spec.files, op, spec.on_progress) or nil
+  spec.files = staged
+  local sandbox = handle:boot(uuid, live.sandbox_of(spec, true))
+  local started = new(data.context, {
+    state = "executing", op = op, label = spec.command, sandbox = sandbox, run = sandbox, stdin = spec.stdin,
+    row = { parent_uuid = uuid, command = spec.command, config = data.row.config },
+    on_done = within and within.on_done,
+  })
+  data.context.running[started] = uuid
+  local good, process = pcall(join, started, spec, policy, op)
+  if not good then
+    started:close()
+    error(process, 0)
+  end
+  return process, started
+end
+
+--- One more live process in the sandbox of this one, which `popen` has begun. For sessions.
+---@param command string|table
+---@param opts table?
+---@param under table? the session's defaults
+---@param within { eager: boolean? }?
+---@return bough.process|false|nil process false where there is no such sandbox, nil when it is just ending
+function methods:join(command, opts, under, within)
+  local data = data_of(self, "popen")
+  if not data.sandbox then return false end
+  if data.state ~= "executing" or not data.sandbox.hosts then return nil end
+  local spec, policy = live_spec(self, command, opts, {
+    op = "popen", defaults = under, eager = within and within.eager,
+  }, "the first popen of a session's sandbox says it, or the session itself")
+  return join(self, spec, policy, "popen")
+end
+
+--- Starts a sandbox that hosts processes until it is told to end. Waits until it is there.
+---@param opts table? env, cwd, user, check, truncate_output_at: under those of each `exec`; files, limits, network,
+---  hostname, disposable; timeout: seconds, then the whole sandbox is killed
 ---@return bough.instance
-function methods:boot(...) return select(2, via(self, "boot", "boot", ...)) end
+function methods:boot(opts)
+  local handle, uuid, data = located(self, "boot")
+  if handle.boot == nil then
+    raise("unsupported", "boot", "this engine cannot host processes yet")
+  end
+  local spec, under = options.boot(opts, "boot")
+  local _ <close> = hold(data.context, uuid)
+  local staged <close> = spec.files and files.stage(handle, spec.files, "boot", spec.on_progress) or nil
+  spec.files = staged
+  return instance.new(handle:boot(uuid, spec), {
+    image = self, context = data.context, defaults = under,
+    config = data.row.config and defaults_of(data) or nil,
+    wrap = function(row)
+      row.config = row.config or data.row.config
+      return M.new(data.context, row)
+    end,
+  })
+end
 
 --- Writes the image out, for skopeo, podman and docker. Waits. Raises `exists`.
 ---@param path string a directory to make, or a file where it ends in ".tar" or the format is "docker"
@@ -448,6 +543,11 @@ function methods:export(path, opts)
   end
   return require "bough.export".write(self, path, opts, handle)
 end
+
+--- Adds a method to all images.
+---@param name string
+---@param method function
+function M.add(name, method) methods[name] = method end
 
 function meta:__index(name)
   local method = methods[name]

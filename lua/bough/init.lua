@@ -6,8 +6,11 @@
 local core = require "bough.core"
 local engine = require "bough.engine"
 local filespec = require "bough.filespec"
+local host = require "bough.host"
 local progress = require "bough.progress"
 local task = require "bough.task"
+local tee = require "bough.tee"
+require "bough.session" -- adds to sessions, images and instances
 
 ---@class bough
 local M = {}
@@ -44,6 +47,13 @@ M.file = filespec.file
 M.bytes = filespec.bytes
 M.dir = filespec.dir
 M.symlink = filespec.symlink
+
+-- pipelines
+M.host = host.cmd
+M.tee = tee.new
+
+--- A kernel pipe: a reader and a writer, both usable with `popen`'s streams.
+M.pipe = core.pipe
 
 --- An `on_progress` that draws a bar on a terminal.
 M.progress_bar = progress.bar

@@ -3,6 +3,7 @@
 -- Everything is checked here, before anything starts, and turned into the `spec` that engines take:
 -- `argv` in place of command/args/shell, sizes in bytes, the session's defaults merged in.
 
+local core = require "bough.core"
 local check = require "bough.check"
 local errors = require "bough.error"
 local cache = require "bough.cache"
@@ -199,6 +200,38 @@ function M.defaults(options, op)
   }
 end
 
+local boot_keys = { table.unpack(default_keys) }
+for i = #boot_keys, 1, -1 do
+  if boot_keys[i] == "queue" then table.remove(boot_keys, i) end
+end
+for _, name in ipairs { "files", "disposable", "on_progress" } do boot_keys[#boot_keys + 1] = name end
+
+--- Checks the options of a sandbox that is booted: what belongs to it, and what goes under those of each process in it.
+---@param given table?
+---@param op string
+---@return table spec hostname, limits, network, files (a plan of bough.files), disposable, timeout (of the sandbox)
+---@return table defaults under those of each process: cwd, env, user, check, truncate_output_at
+function M.boot(given, op)
+  given = errors.check_keys(op, given, boot_keys)
+  local all = {}
+  for name, value in pairs(given) do all[name] = value end
+  all.files, all.disposable, all.on_progress = nil, nil, nil
+  local defaults = M.defaults(all, op)
+  local timeout = defaults.timeout
+  local spec = {
+    hostname = defaults.hostname, limits = defaults.limits, network = defaults.network or "none",
+    timeout = timeout ~= math.huge and timeout or nil,
+    files = files.option(given.files, op, defaults.cwd),
+    disposable = check.boolean(given.disposable, op, "disposable") or false,
+    on_progress = check.callback(given.on_progress, op, "on_progress"),
+  }
+  for _, name in ipairs { "hostname", "limits", "network", "timeout" } do defaults[name] = nil end
+  return spec, defaults
+end
+
+-- What belongs to the sandbox, and so cannot be said of one more process in it.
+local of_sandbox = { "files", "limits", "network", "hostname", "disposable", "tag", "cache", "queue", "on_progress" }
+
 --- Brings the two ways of calling into one table: ("line", {...}) is ({ shell = "line", ... }).
 ---@param command string|table
 ---@param options table?
@@ -229,11 +262,23 @@ function M.fold(command, options, op)
   return all
 end
 
+-- A terminal is one stream: what is typed goes in, and all that is shown comes out of stdout.
+local function on_terminal(spec, options, op, live)
+  if options.stderr ~= nil then
+    raise("invalid", op, "stderr with pty: a terminal has one output, which is stdout")
+  end
+  if live and options.stdin == nil then spec.stdin = core.PIPE end
+  if spec.env == nil or spec.env.TERM == nil then
+    spec.env = merged({ TERM = spec.pty.term }, spec.env)
+  end
+end
+
 --- Checks and normalises one call's options.
 ---@param command string|table shell line, or the options table with the command in its array part
 ---@param options table? with a shell line: its options
----@param within { op: string, defaults: table?, image: bough.image_defaults?, live: boolean? }? op for
----  messages; a session's defaults; under them the image's; `live`: pipes may be asked for (popen, exec)
+---@param within { op: string, defaults: table?, image: bough.image_defaults?, live: boolean?, inside: string? }?
+---  op for messages; a session's defaults; under them the image's; `live`: pipes may be asked for, and are the
+---  default (popen, exec); `inside`: the sandbox is there already: says where its options belong
 ---@return table spec what engines take, but `files`, a plan of bough.files, and `cache`
 ---@return { check: boolean, queue: boolean } policy what the caller does about it
 function M.spec(command, options, within)
@@ -243,6 +288,11 @@ function M.spec(command, options, within)
   local image = within and within.image
   local from_image = image or {}
   options = M.fold(command, options, op)
+  for _, name in ipairs(within and within.inside and of_sandbox or {}) do
+    if options[name] ~= nil and not (name == "queue" and within.inside:find "session") then
+      raise("invalid", op, "%s belongs to the sandbox, which is running already: %s", name, within.inside)
+    end
+  end
   local argv = build_argv(options, positional_count(options, op), op, image)
   local cwd = check.cwd(options.cwd, op) or defaults.cwd or from_image.cwd
 
@@ -275,6 +325,7 @@ function M.spec(command, options, within)
       quote(spec.tag))
   end
   if spec.cache then cache.check(spec, op) end
+  if spec.pty then on_terminal(spec, options, op, live) end
 
   local function either(name)
     local own = check.boolean(options[name], op, name)

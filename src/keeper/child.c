@@ -9,6 +9,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -21,9 +22,14 @@
 #include "filter.h"
 
 #define STACK_SIZE (64 * 1024)
+/* How long to wait before looking whether somebody has stopped whom we wait for. */
+#define NUDGE_NS (20 * 1000000)
+/* How often a sleeper that was killed is made anew for one command. */
+#define TRIES 3
 #define SEARCH_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-static int failed(struct bough_child *child, const char *step, const char *object)
+BOUGH_FOREIGN_STACK static int failed(struct bough_child *child, const char *step,
+                                      const char *object)
 {
     child->sys = errno;
     child->object = object;
@@ -34,7 +40,7 @@ static int failed(struct bough_child *child, const char *step, const char *objec
 /* A table of descriptors of its own first; until here it was init's. Then all others are closed for good, not
  * merely on exec: the steps that follow look up paths of the caller's, which may name a descriptor
  * (CVE-2024-21626). */
-static int take_stdio(struct bough_child *child)
+BOUGH_FOREIGN_STACK static int take_stdio(struct bough_child *child)
 {
     if (syscall(SYS_close_range, 3u, ~0u, CLOSE_RANGE_UNSHARE | CLOSE_RANGE_CLOEXEC) < 0)
         return failed(child, "close_range", NULL);
@@ -46,13 +52,13 @@ static int take_stdio(struct bough_child *child)
     return 0;
 }
 
-static int set_rlimit(int which, int64_t value)
+BOUGH_FOREIGN_STACK static int set_rlimit(int which, int64_t value)
 {
     struct rlimit limit = {.rlim_cur = (rlim_t)value, .rlim_max = (rlim_t)value};
     return setrlimit((__rlimit_resource_t)which, &limit);
 }
 
-static int take_limits(struct bough_child *child)
+BOUGH_FOREIGN_STACK static int take_limits(struct bough_child *child)
 {
     struct rlimit core = {0, RLIM_INFINITY};
     setrlimit(RLIMIT_CORE, &core);
@@ -80,7 +86,7 @@ static int take_limits(struct bough_child *child)
 }
 
 /* Raw calls: the C library's would look for other threads to tell, in memory that is not ours. */
-static int take_identity(struct bough_child *child)
+BOUGH_FOREIGN_STACK static int take_identity(struct bough_child *child)
 {
     const struct bough_user *u = child->user;
     /* With one uid alone setgroups(2) is barred, and there is only one group to be in. */
@@ -107,7 +113,7 @@ static void reset_signals(void)
 }
 
 /* execvp(3) without its allocations and without its shell for unmarked scripts. */
-static int exec_search(struct bough_child *child)
+BOUGH_FOREIGN_STACK static int exec_search(struct bough_child *child)
 {
     const char *name = child->argv[0];
     if (strchr(name, '/')) {
@@ -154,16 +160,60 @@ void bough_sched_slice(uint64_t slice_ns)
     }
 }
 
-static void futex_wait(uint32_t *word, uint32_t value)
+/* What the sleeper is doing. */
+enum { GONE, MAKING, ASLEEP, BECOME, SPAWN };
+
+BOUGH_FOREIGN_STACK static void futex_set(uint32_t *word, uint32_t value)
 {
-    while (__atomic_load_n(word, __ATOMIC_ACQUIRE) == value)
-        syscall(SYS_futex, word, FUTEX_WAIT, value, NULL, NULL, 0);
+    __atomic_store_n(word, value, __ATOMIC_RELEASE);
+    syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0);
 }
 
-static void futex_set(uint32_t *word)
+BOUGH_FOREIGN_STACK static uint32_t futex_wait(uint32_t *word, uint32_t value)
 {
-    __atomic_store_n(word, 1, __ATOMIC_RELEASE);
-    syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0);
+    uint32_t now;
+    while ((now = __atomic_load_n(word, __ATOMIC_ACQUIRE)) == value)
+        syscall(SYS_futex, word, FUTEX_WAIT, value, NULL, NULL, 0);
+    return now;
+}
+
+/* FUTEX_WAIT with a timeout that leaves errno alone, which belongs to the child while it runs in our memory. */
+static void futex_doze(uint32_t *word, uint32_t value, const struct timespec *timeout)
+{
+#if defined(__x86_64__) && !defined(__ILP32__)
+    register const struct timespec *r10 __asm__("r10") = timeout;
+    long rc = SYS_futex;
+    __asm__ volatile("syscall"
+                     : "+a"(rc)
+                     : "D"(word), "S"((long)FUTEX_WAIT), "d"((long)value), "r"(r10)
+                     : "rcx", "r11", "memory");
+#elif defined(__aarch64__)
+    register long x8 __asm__("x8") = SYS_futex;
+    register long x0 __asm__("x0") = (long)word;
+    register long x1 __asm__("x1") = FUTEX_WAIT;
+    register long x2 __asm__("x2") = (long)value;
+    register long x3 __asm__("x3") = (long)timeout;
+    __asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3) : "memory");
+#else
+    syscall(SYS_futex, word, FUTEX_WAIT, value, timeout, NULL, 0);
+#endif
+}
+
+/* init's wait for its children, whom nobody is to hold up by stopping them. */
+static void wait_for(struct bough_child *child, uint32_t *word, uint32_t value)
+{
+    struct timespec patience = {.tv_nsec = NUDGE_NS};
+    int64_t nudge_ns = bough_now_ns() + NUDGE_NS;
+    while (__atomic_load_n(word, __ATOMIC_ACQUIRE) == value) {
+        futex_doze(word, value, &patience);
+        int64_t now = bough_now_ns();
+        if (now < nudge_ns)
+            continue;
+        nudge_ns = now + NUDGE_NS;
+        kill(child->sleeper, SIGCONT);
+        if (child->pid > 0 && __atomic_load_n(&child->inside, __ATOMIC_ACQUIRE))
+            kill(child->pid, SIGCONT);
+    }
 }
 
 /* What needs no plan. */
@@ -184,52 +234,124 @@ static int get_ready(struct bough_child *child)
     }
     if (bough_filter_install(&child->site->filter) < 0)
         return failed(child, "seccomp", NULL);
+    bough_sched_slice(0);
     return 0;
 }
 
-static int become_command(struct bough_child *child)
+BOUGH_FOREIGN_STACK static int become_command(struct bough_child *child)
 {
-    bough_sched_slice(0);
-    if (take_stdio(child) < 0 || take_limits(child) < 0 || take_identity(child) < 0)
+    if (take_stdio(child) < 0)
+        return -1;
+    if (child->terminal && ioctl(0, TIOCSCTTY, 0) < 0)
+        return failed(child, "terminal", NULL);
+    if (take_limits(child) < 0 || take_identity(child) < 0)
         return -1;
     if (chdir(child->cwd) < 0)
         return failed(child, "cwd", child->cwd);
     return exec_search(child);
 }
 
+BOUGH_FOREIGN_STACK static int spawned_main(void *arg)
+{
+    setsid();
+    become_command(arg);
+    _exit(127);
+}
+
+/* CLONE_VFORK: until the new one has left our memory nobody else is to run in it. */
+BOUGH_FOREIGN_STACK static void spawn(struct bough_child *child)
+{
+    if (clone(spawned_main, child->stacks + 2 * STACK_SIZE,
+              CLONE_VM | CLONE_FILES | CLONE_VFORK | CLONE_PARENT | CLONE_PARENT_SETTID |
+                  CLONE_CHILD_CLEARTID | SIGCHLD,
+              child, &child->pid, NULL, &child->inside) < 0)
+        failed(child, "clone", NULL);
+}
+
 static int child_main(void *arg)
 {
     struct bough_child *child = arg;
-    int rc = get_ready(child);
-    futex_set(&child->prepared);
-    if (rc == 0) {
-        futex_wait(&child->go, 0);
-        become_command(child);
+    if (get_ready(child) < 0)
+        _exit(127);
+    for (;;) {
+        futex_set(&child->sleeps, ASLEEP);
+        if (futex_wait(&child->sleeps, ASLEEP) == BECOME)
+            break;
+        spawn(child);
     }
+    become_command(child);
     _exit(127);
 }
 
 int bough_child_prepare(struct bough_child *child)
 {
-    char *stack = mmap(NULL, STACK_SIZE, PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
-    if (stack == MAP_FAILED)
-        return failed(child, "stack", NULL);
-    child->tid = 1;
-    child->pid = clone(child_main, stack + STACK_SIZE,
-                       CLONE_VM | CLONE_FILES | CLONE_CHILD_CLEARTID | SIGCHLD, child, NULL, NULL,
-                       &child->tid);
-    if (child->pid < 0)
+    child->step = NULL;
+    if (!child->stacks) {
+        char *stacks = mmap(NULL, 2 * STACK_SIZE, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+        if (stacks == MAP_FAILED)
+            return failed(child, "stack", NULL);
+        child->stacks = stacks;
+    }
+    child->sleeps = MAKING;
+    child->pid = 0;
+    child->sleeper = clone(child_main, child->stacks + STACK_SIZE,
+                           CLONE_VM | CLONE_FILES | CLONE_CHILD_CLEARTID | SIGCHLD, child, NULL,
+                           NULL, &child->sleeps);
+    if (child->sleeper < 0) {
+        child->sleeper = 0;
+        child->sleeps = GONE;
         return failed(child, "clone", NULL);
-    futex_wait(&child->prepared, 0);
+    }
+    wait_for(child, &child->sleeps, MAKING);
     return child->step ? -1 : 0;
+}
+
+/* False: it is gone. */
+static bool wake(struct bough_child *child, uint32_t what)
+{
+    uint32_t asleep = ASLEEP;
+    child->step = NULL;
+    if (!__atomic_compare_exchange_n(&child->sleeps, &asleep, what, false, __ATOMIC_ACQ_REL,
+                                     __ATOMIC_ACQUIRE))
+        return false;
+    syscall(SYS_futex, &child->sleeps, FUTEX_WAKE, 1, NULL, NULL, 0);
+    wait_for(child, &child->sleeps, what);
+    return true;
+}
+
+static int killed(struct bough_child *child)
+{
+    errno = EAGAIN;
+    return failed(child, "starting", "(somebody in the sandbox keeps killing all others)");
 }
 
 int bough_child_run(struct bough_child *child)
 {
-    futex_set(&child->go);
-    futex_wait((uint32_t *)&child->tid, 1);
+    child->pid = child->sleeper;
+    child->inside = 0;
+    if (!wake(child, BECOME))
+        return killed(child);
     return child->step ? -1 : 0;
+}
+
+int bough_child_spawn(struct bough_child *child)
+{
+    for (int i = 0; i < TRIES; i++) {
+        child->pid = 0;
+        child->inside = 1;
+        bool awake = wake(child, SPAWN);
+        /* If the sleeper was killed meanwhile, what it has made may still be on its way. */
+        if (awake && child->pid > 0)
+            wait_for(child, &child->inside, 1);
+        if (child->step)
+            return -1;
+        if (child->pid > 0)
+            return 0;
+        if (bough_child_prepare(child) < 0)
+            return -1;
+    }
+    return killed(child);
 }
 
 int bough_child_error(const struct bough_child *child, struct bough_err *err)
@@ -254,6 +376,10 @@ int bough_child_error(const struct bough_child *child, struct bough_err *err)
                 "program \"%s\": not a program for this machine (a script without #!?)", what);
         return bough_err_sys(err, child->sys, "program \"%s\"", what);
     }
+    if (strcmp(child->step, "clone") == 0 && child->sys == EAGAIN)
+        return bough_err_set(err, BOUGH_ERR_resource,
+                             "starting: the sandbox has as many processes as it may "
+                             "(limits.pids)");
     if (strcmp(child->step, "cwd") == 0)
         return bough_err_sys(err, child->sys, "cwd \"%s\"", what);
     if (strcmp(child->step, "user") == 0 || strcmp(child->step, "group of user") == 0) {

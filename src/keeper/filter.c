@@ -436,7 +436,7 @@ int bough_caps_drop_bounding(void)
     return 0;
 }
 
-int bough_caps_drop_rest(void)
+BOUGH_FOREIGN_STACK int bough_caps_drop_rest(void)
 {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct data[2] = {{0}, {0}};

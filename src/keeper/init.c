@@ -17,9 +17,12 @@
 #include <unistd.h>
 
 #include "../sys.h"
+#include "boot.h"
 #include "child.h"
 #include "filter.h"
+#include "freeze.h"
 #include "root.h"
+#include "start.h"
 
 struct init {
     const struct bough_site *site;
@@ -28,7 +31,11 @@ struct init {
     bool host_network;
     struct bough_root root;
     struct bough_plan plan;
-    pid_t command;
+    bool entered;  /* the image's root; there is a plan */
+    pid_t command; /* of a run */
+    bool booted;   /* no run but a sandbox to start processes in */
+    struct bough_boot boot;
+    struct bough_freeze freeze;
     int64_t started_ns;
     struct bough_ending ending;
 };
@@ -139,97 +146,82 @@ static void prepare(struct init *init, int netns)
         bough_child_error(&init->child, &err);
         give_up(init, &err);
     }
-    bough_fd_close(&init->child.userns_fd);
     /* The keeper has to move both of us into control groups, and knows other numbers for us: a pidfd says it. */
-    BOUGH_CLEANUP_FD int child = (int)syscall(SYS_pidfd_open, init->child.pid, 0);
+    BOUGH_CLEANUP_FD int child = (int)syscall(SYS_pidfd_open, init->child.sleeper, 0);
     bough_sched_slice(BOUGH_SLICE_URGENT);
     if (bough_send(init->sock, BOUGH_MSG_READY, 0, NULL, &child, 1, &err) < 0)
         _exit(1);
 }
 
-/* When the memory limit is reached the command and its children are to go, not init, which has to report. */
-static void go_first(pid_t command)
+static void announce(struct init *init, pid_t pid)
 {
-    char path[48];
-    snprintf(path, sizeof path, "/proc/%d/oom_score_adj", (int)command);
-    BOUGH_CLEANUP_FD int fd = open(path, O_WRONLY | O_CLOEXEC);
-    if (fd >= 0)
-        (void)!write(fd, "800", 3);
+    if (!init->plan.announce)
+        return;
+    struct bough_wbuf body = {0};
+    bough_put_i64(&body, pid);
+    bough_send(init->sock, BOUGH_MSG_STARTED, 0, &body, NULL, 0, NULL);
+    bough_wbuf_free(&body);
 }
 
-static void start_command(struct init *init, struct bough_message *msg)
+static void start_command(struct init *init, const struct bough_message *msg)
 {
     struct bough_err err;
     struct bough_user user;
+    const struct bough_plan *plan = &init->plan;
+    if (bough_user_find(plan->user, &user, &err) < 0)
+        give_up(init, &err);
+    struct bough_start start = {.argv = plan->argv,
+                                .env = plan->env,
+                                .cwd = plan->cwd,
+                                .user = &user,
+                                .limits = &plan->limits};
+    BOUGH_CLEANUP_FD int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    for (int i = 0, n = 0; i < 3; i++)
+        start.fds[i] = plan->streams & 1 << i ? msg->fds[n++] : null;
+    init->started_ns = bough_now_ns();
+    if (bough_start(&init->child, &start, &err) < 0)
+        give_up(init, &err);
+    init->command = init->child.pid;
+    announce(init, init->command);
+}
+
+static void boot(struct init *init, struct bough_message *msg)
+{
+    struct bough_err err;
+    int *channel = &msg->fds[__builtin_popcount((unsigned)init->plan.streams)];
+    init->booted = true;
+    init->started_ns = bough_now_ns();
+    if (bough_boot_open(&init->boot, &init->child, &init->plan.limits, bough_steal_fd(channel),
+                        &err) < 0)
+        give_up(init, &err);
+    announce(init, getpid());
+}
+
+/* Descriptors of the message: those of the streams, the host's socket of a booted sandbox, and a kept overlay with its
+ * upper directory. */
+static void carry_out(struct init *init, struct bough_message *msg)
+{
+    struct bough_err err;
     if (bough_plan_get(&msg->body, &init->plan, &err) < 0)
         give_up(init, &err);
     struct bough_plan *plan = &init->plan;
-    int streams = __builtin_popcount((unsigned)plan->streams);
-    if (msg->fd_count != streams && msg->fd_count != streams + 2) {
+    int own = __builtin_popcount((unsigned)plan->streams) + plan->boots;
+    if (msg->fd_count != own && msg->fd_count != own + 2) {
         bough_err_set(&err, BOUGH_ERR_protocol, "plan: its streams are missing");
         give_up(init, &err);
     }
-    if (msg->fd_count == streams + 2) {
-        bough_root_reuse(&init->root, msg->fds[streams], msg->fds[streams + 1], msg->id);
-        msg->fds[streams] = msg->fds[streams + 1] = -1;
+    if (msg->fd_count == own + 2) {
+        bough_root_reuse(&init->root, msg->fds[own], msg->fds[own + 1], msg->id);
+        msg->fds[own] = msg->fds[own + 1] = -1;
     }
-    if (bough_root_enter(&init->root, plan, &err) < 0 ||
-        bough_user_find(plan->user, &user, &err) < 0)
+    if (bough_root_enter(&init->root, plan, &err) < 0)
         give_up(init, &err);
-
-    /* HOME comes from the image's passwd(5) unless the caller says otherwise. A bare name is one that
-     * the caller does not want. */
-    int count = 0;
-    bool has_home = false;
-    for (char **e = plan->env; *e; e++)
-        count++;
-    char home[300];
-    char **env = calloc((size_t)count + 2, sizeof *env);
-    if (!env) {
-        bough_err_sys(&err, ENOMEM, "environment");
-        give_up(init, &err);
-    }
-    count = 0;
-    for (char **e = plan->env; *e; e++) {
-        has_home = has_home || strncmp(*e, "HOME=", 5) == 0 || strcmp(*e, "HOME") == 0;
-        if (strchr(*e, '='))
-            env[count++] = *e;
-    }
-    if (!has_home) {
-        snprintf(home, sizeof home, "HOME=%s", user.home);
-        env[count] = home;
-    }
-    const struct bough_cgroups *groups = &init->site->groups;
-    const struct bough_limits *limits = &plan->limits;
-    struct bough_child *child = &init->child;
-    child->argv = plan->argv;
-    child->env = env;
-    child->cwd = plan->cwd;
-    child->user = &user;
-    BOUGH_CLEANUP_FD int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    for (int i = 0, n = 0; i < 3; i++)
-        child->fds[i] = plan->streams & 1 << i ? msg->fds[n++] : null;
-    child->files = limits->files;
-    child->pids_rlimit = groups->dirs[BOUGH_PIDS] < 0 ? limits->pids : 0;
-    child->memory_rlimit = groups->dirs[BOUGH_MEMORY] < 0 ? limits->memory : 0;
-    child->cpu_affinity = groups->dirs[BOUGH_CPU] < 0 ? limits->cpu : 0;
-    init->started_ns = bough_now_ns();
-    init->command = child->pid;
-    int rc = bough_child_run(child);
-    free(env);
-    if (rc < 0) {
-        bough_child_error(child, &err);
-        give_up(init, &err);
-    }
-    if (child->memory_rlimit == 0 && limits->memory > 0)
-        go_first(init->command);
-    if (plan->announce) {
-        struct bough_wbuf body = {0};
-        bough_put_i64(&body, init->command);
-        bough_send(init->sock, BOUGH_MSG_STARTED, 0, &body, NULL, 0, NULL);
-        bough_wbuf_free(&body);
-    }
-    bough_msg_clear(msg);
+    init->entered = true;
+    if (plan->boots)
+        boot(init, msg);
+    else
+        start_command(init, msg);
+    bough_msg_clear(msg); /* of the plan only what is no text is wanted from here on */
 }
 
 /* A descriptor of the network namespace if it is as good as new. Nobody inside may configure it, and without a
@@ -246,16 +238,37 @@ static int unused_network(void)
     return open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
 }
 
-/* The command is over: so is everything it left running. */
-static _Noreturn void finish(struct init *init)
+static void reap_all(struct init *init)
+{
+    struct rusage usage;
+    int status;
+    pid_t pid;
+    while ((pid = (pid_t)BOUGH_RETRY(wait4(-1, &status, 0, &usage))) > 0)
+        bough_minder_reaped(&init->boot.minder, pid, status, &usage);
+}
+
+/* While a copy is made of the upper directory it stays what it is. */
+static void wait_for_thaw(struct init *init)
+{
+    struct bough_message msg;
+    bool still = true;
+    while (still && bough_recv(init->sock, &msg, NULL) > 0) {
+        still = msg.type != BOUGH_MSG_THAW;
+        bough_msg_clear(&msg);
+    }
+}
+
+/* The command, or the duty, is over: so is everything that runs. The ends of processes are told before that of
+ * the sandbox. */
+static _Noreturn void finish(struct init *init, bool keep)
 {
     struct bough_err err;
     struct rusage usage;
     struct bough_ending *e = &init->ending;
+    bool copied = init->freeze.state == BOUGH_FREEZE_STILL;
     e->elapsed_ns = bough_now_ns() - init->started_ns;
     kill(-1, SIGKILL);
-    while (BOUGH_RETRY(waitpid(-1, NULL, 0)) > 0)
-        continue;
+    reap_all(init);
     /* Files there count as memory: with a limit they might leave none for what follows. */
     if (init->plan.limits.memory > 0)
         umount2("/dev/shm", MNT_DETACH);
@@ -266,8 +279,10 @@ static _Noreturn void finish(struct init *init)
     /* What another run may use: the overlay when nothing was changed, the network when nothing was sent. */
     int spare, fds[3], count = 0;
     int netns = init->host_network ? -1 : unused_network();
-    if (bough_root_seal(&init->root, init->plan.keep, init->host_network, &spare, e, &err) < 0)
+    if (bough_root_seal(&init->root, keep, init->host_network, &spare, e, &err) < 0)
         give_up(init, &err);
+    if (copied)
+        bough_fd_close(&spare);
     if (spare >= 0) {
         fds[count++] = spare;
         fds[count++] = init->root.upper_fd;
@@ -277,6 +292,10 @@ static _Noreturn void finish(struct init *init)
     struct bough_wbuf body = {0};
     bough_ending_put(&body, e);
     bough_send(init->sock, BOUGH_MSG_EXITED, 0, &body, fds, count, NULL);
+    if (init->booted)
+        bough_boot_close(&init->boot);
+    if (copied)
+        wait_for_thaw(init);
     /* The work directory of a layer is left to the keeper, which removes them many at a time. */
     if (spare < 0 && !e->changed)
         bough_root_tidy(&init->root);
@@ -288,26 +307,94 @@ static void reap(struct init *init)
     struct signalfd_siginfo info;
     while (read(init->signals, &info, sizeof info) == (ssize_t)sizeof info)
         continue;
+    struct rusage usage;
     int status;
     pid_t pid;
-    while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+    while ((pid = wait4(-1, &status, WNOHANG, &usage)) > 0) {
+        if (pid == init->child.sleeper)
+            init->child.sleeper = 0; /* the next command finds out */
+        else if (init->booted)
+            bough_minder_reaped(&init->boot.minder, pid, status, &usage);
         if (pid == init->command) {
             init->ending.status = status;
-            finish(init);
+            finish(init, init->plan.keep);
         }
+    }
+}
+
+/* --- standing still ------------------------------------------------------------------------------ */
+
+static void freeze_step(struct init *init)
+{
+    struct bough_err err;
+    struct bough_wbuf body = {0};
+    int64_t id = init->freeze.id;
+    int rc = bough_freeze_step(&init->freeze, init->child.sleeper, &err);
+    if (rc > 0) {
+        bough_put_i64(&body, !bough_root_untouched(&init->root));
+        bough_send(init->sock, BOUGH_MSG_FROZEN, id, &body, &init->root.upper_fd, 1, NULL);
+    } else if (rc < 0) {
+        bough_put_err(&body, &err);
+        bough_send(init->sock, BOUGH_MSG_FAILED, id, &body, NULL, 0, NULL);
+    }
+    bough_wbuf_free(&body);
+}
+
+/* --- the loop ------------------------------------------------------------------------------------ */
+
+static _Noreturn void be_killed(struct init *init)
+{
+    init->ending.status = SIGKILL; /* as of a run's command */
+    finish(init, init->plan.keep);
 }
 
 static void obey(struct init *init)
 {
     struct bough_message msg;
-    struct bough_err err;
-    int rc = bough_recv(init->sock, &msg, &err);
+    int rc = bough_recv(init->sock, &msg, NULL);
     if (rc <= 0)
         _exit(1); /* the keeper is gone */
-    if (msg.type == BOUGH_MSG_RUN && init->command == 0)
-        start_command(init, &msg); /* keeps the message: the plan points into it */
-    else if (msg.type == BOUGH_MSG_KILL)
+    switch (msg.type) {
+    case BOUGH_MSG_RUN:
+        if (!init->entered)
+            carry_out(init, &msg);
+        break;
+    case BOUGH_MSG_KILL:
+        if (init->booted)
+            be_killed(init);
         kill(-1, SIGKILL);
+        break;
+    case BOUGH_MSG_FREEZE:
+        bough_freeze_begin(&init->freeze, msg.id);
+        freeze_step(init);
+        break;
+    case BOUGH_MSG_THAW:
+        if (init->freeze.state != BOUGH_FREEZE_NONE)
+            bough_freeze_end(&init->freeze, init->child.sleeper);
+        break;
+    default:
+        break;
+    }
+    bough_msg_clear(&msg);
+}
+
+/* While processes stand still, or are about to, none is started or signalled. A host that has hung up is heard all the
+ * same. */
+static void serve(struct init *init, short events)
+{
+    bool starting = init->freeze.state == BOUGH_FREEZE_NONE;
+    if (!starting && !(events & POLLHUP))
+        return;
+    enum bough_boot_wish wish = bough_boot_serve(&init->boot, starting);
+    if (wish != BOUGH_BOOT_GO_ON)
+        finish(init, wish == BOUGH_BOOT_END_AND_KEEP);
+}
+
+static int time_left(const struct init *init)
+{
+    if (init->freeze.state == BOUGH_FREEZE_STOPPING)
+        return 1;
+    return init->booted ? bough_minder_timeout(&init->boot.minder) : -1;
 }
 
 _Noreturn void bough_init_main(const struct bough_site *site, int sock, bool host_network,
@@ -319,15 +406,25 @@ _Noreturn void bough_init_main(const struct bough_site *site, int sock, bool hos
                         .root = {.upper_fd = -1, .reused = -1}};
     init.host_network = host_network;
     prepare(&init, netns);
-    struct pollfd fds[2] = {{.fd = init.sock, .events = POLLIN},
-                            {.fd = init.signals, .events = POLLIN}};
+    struct pollfd fds[3] = {
+        {.fd = init.sock, .events = POLLIN}, {.fd = init.signals, .events = POLLIN}, {.fd = -1}};
     for (;;) {
-        if (poll(fds, 2, -1) < 0 && errno != EINTR)
+        if (init.booted) {
+            fds[2].fd = init.boot.minder.sock;
+            fds[2].events = init.freeze.state == BOUGH_FREEZE_NONE ? POLLIN : 0;
+        }
+        if (poll(fds, 3, time_left(&init)) < 0 && errno != EINTR)
             _exit(1);
         if (fds[1].revents)
             reap(&init);
         if (fds[0].revents)
             obey(&init);
-        fds[0].revents = fds[1].revents = 0;
+        if (fds[2].revents)
+            serve(&init, fds[2].revents);
+        if (init.freeze.state == BOUGH_FREEZE_STOPPING)
+            freeze_step(&init);
+        if (init.booted)
+            bough_minder_clock(&init.boot.minder);
+        fds[0].revents = fds[1].revents = fds[2].revents = 0;
     }
 }

@@ -32,24 +32,16 @@
 #include "tree.h"
 #include "view.h"
 #include "work.h"
+#include "workers.h"
 
 #define HOST_FD 3
 #define HOST_PIDFD 4
-
-struct worker {
-    struct worker *next;
-    pid_t pid;
-    int64_t id;
-    int64_t layer; /* that it is making, 0 */
-    bool killed;   /* the host has asked for it */
-    bool sweeping; /* after another one */
-};
 
 struct keeper {
     struct bough_site site;
     struct bough_keep keep;
     struct bough_views views;
-    struct worker *workers;
+    struct bough_workers workers;
     int signals;
     pid_t nursery_pid;
     bool bye;
@@ -229,6 +221,7 @@ static void set_up(struct keeper *k, char *args, size_t args_size)
     k->keep.site = s;
     k->keep.host = HOST_FD;
     bough_keep_init(&k->keep);
+    bough_workers_init(&k->workers, &k->keep, &k->views);
     k->nursery_pid = bough_nursery_start(s, &k->keep.nursery, &err);
     if (k->nursery_pid < 0 || k->signals < 0 || k->keep.epoll < 0)
         refuse(&err);
@@ -255,36 +248,6 @@ static void open_file(struct keeper *k, struct bough_message *msg)
         bough_send(HOST_FD, BOUGH_MSG_DONE, msg->id, NULL, &fd, 1, NULL);
 }
 
-static void start_worker(struct keeper *k, struct bough_message *msg)
-{
-    struct bough_err err;
-    /* Layers are about to be moved or removed: a view kept open would hold their mounts. */
-    if (msg->type == BOUGH_MSG_REMOVE) {
-        bough_views_drop(&k->views);
-        bough_pool_drop(&k->keep.pool);
-    }
-    struct worker *w = calloc(1, sizeof *w);
-    pid_t pid = w ? bough_work_start(&k->site, &k->views, HOST_FD, msg, &err) : -1;
-    if (pid < 0) {
-        free(w);
-        bough_keep_fail(HOST_FD, msg->id, &err);
-        return;
-    }
-    *w = (struct worker){
-        .next = k->workers, .pid = pid, .id = msg->id, .layer = bough_work_layer(msg)};
-    k->workers = w;
-}
-
-/* It answers that it was cancelled once all it left is gone, or else in time with its result. */
-static void kill_worker(struct keeper *k, int64_t id)
-{
-    for (struct worker *w = k->workers; w; w = w->next)
-        if (w->id == id && !w->sweeping) {
-            w->killed = true;
-            kill(w->pid, SIGTERM);
-        }
-}
-
 /* False when the host is gone or has said goodbye. */
 static bool serve_host(struct keeper *k)
 {
@@ -303,7 +266,7 @@ static bool serve_host(struct keeper *k)
         return true;
     case BOUGH_MSG_KILL:
         bough_keep_kill(&k->keep, msg.id);
-        kill_worker(k, msg.id);
+        bough_workers_kill(&k->workers, msg.id);
         break;
     case BOUGH_MSG_OPEN:
         open_file(k, &msg);
@@ -315,7 +278,7 @@ static bool serve_host(struct keeper *k)
         return false;
     default:
         if (bough_work_is(msg.type)) {
-            start_worker(k, &msg);
+            bough_workers_start(&k->workers, &msg);
         } else {
             bough_err_set(&err, BOUGH_ERR_protocol, "keeper: request %d is unknown", (int)msg.type);
             bough_keep_fail(HOST_FD, msg.id, &err);
@@ -323,36 +286,6 @@ static bool serve_host(struct keeper *k)
     }
     bough_msg_clear(&msg);
     return true;
-}
-
-/* Puts another in the place of a worker that did not end well. False: there is nobody to wait for. */
-static bool sweep(struct keeper *k, struct worker *w, int status)
-{
-    struct bough_err err;
-    if (w->killed)
-        bough_err_set(&err, BOUGH_ERR_cancelled, "cancelled");
-    else
-        bough_err_set(&err, BOUGH_ERR_io,
-                      "keeper: a worker ended before its work was done (status %d)", status);
-    w->pid = bough_work_sweep(&k->site, HOST_FD, w->id, w->pid, w->layer, &err);
-    w->sweeping = w->pid > 0;
-    if (!w->sweeping)
-        bough_keep_fail(HOST_FD, w->id, &err);
-    return w->sweeping;
-}
-
-static void worker_ended(struct keeper *k, pid_t pid, int status)
-{
-    for (struct worker **at = &k->workers; *at; at = &(*at)->next) {
-        struct worker *w = *at;
-        if (w->pid != pid)
-            continue;
-        if (status != 0 && !w->sweeping && sweep(k, w, status))
-            return;
-        *at = w->next;
-        free(w);
-        return;
-    }
 }
 
 static void reap(struct keeper *k)
@@ -364,7 +297,7 @@ static void reap(struct keeper *k)
     pid_t pid;
     while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
         if (!bough_keep_reaped(&k->keep, pid))
-            worker_ended(k, pid, status);
+            bough_workers_reaped(&k->workers, pid, status);
 }
 
 static void loop(struct keeper *k)
@@ -402,10 +335,7 @@ static void end(struct keeper *k)
 {
     bough_keep_stop(&k->keep);
     kill(k->nursery_pid, SIGKILL);
-    for (struct worker *w = k->workers; w; w = w->next) {
-        kill(w->pid, SIGKILL);
-        kill(-w->pid, SIGKILL); /* with its helpers */
-    }
+    bough_workers_stop(&k->workers);
     /* A blank may have been cloned that we never heard of: it ends when it finds its socket closed. */
     bough_fd_close(&k->keep.nursery);
     while (waitpid(-1, NULL, 0) > 0 || errno == EINTR)

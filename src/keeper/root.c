@@ -404,7 +404,7 @@ int bough_root_enter(struct bough_root *root, const struct bough_plan *plan, str
 
 /* --- after it --------------------------------------------------------------------------------- */
 
-static bool is_untouched(const struct bough_root *root)
+bool bough_root_untouched(const struct bough_root *root)
 {
     struct stat st;
     if (fstat(root->upper_fd, &st) < 0 || (st.st_mode & 07777) != root->root_mode ||
@@ -460,7 +460,7 @@ static int copy_out(struct bough_root *root, struct bough_err *err)
 int bough_root_seal(struct bough_root *root, bool keep, bool shared, int *spare,
                     struct bough_ending *ending, struct bough_err *err)
 {
-    bool untouched = is_untouched(root);
+    bool untouched = bough_root_untouched(root);
     *spare = -1;
     ending->layer = root->layer;
     ending->changed = keep && !untouched;

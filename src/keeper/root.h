@@ -44,6 +44,8 @@ int bough_root_blank(struct bough_root *root, const struct bough_site *site, boo
  * untouched; -1: mount one. */
 void bough_root_reuse(struct bough_root *root, int reused, int upper, int64_t layer);
 int bough_root_enter(struct bough_root *root, const struct bough_plan *plan, struct bough_err *err);
+/* Whether nothing has been changed so far. */
+bool bough_root_untouched(const struct bough_root *root);
 /* `shared`: with the host's network, descriptors of the image may have been passed to processes outside, which
  * must not write to what is about to become a layer, nor to what another run would get.
  * Leaves the image again and fills changed, layer, bytes and files of `ending`. Where the run has touched nothing,

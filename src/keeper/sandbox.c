@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 #include "../sys.h"
-#include "tree.h"
+#include "sandbox_priv.h"
 
 /* Blanks on order at the nursery. */
 #define MAKING_MAX 4
@@ -19,25 +19,12 @@
  * large layer counts, so this is generous. */
 #define KILL_GRACE_NS (30 * 1000000000LL)
 
-struct bough_sandbox {
-    struct bough_sandbox *next;
-    pid_t pid, child; /* init, and the process that becomes the command */
-    int sock;
-    int64_t id; /* of the run, 0 for a blank */
-    bool ready, host_network, answered, timed_out, killed, grouped, dead;
-    bool watch_oom, started;
-    int64_t started_ns, deadline_ns, kill_ns; /* 0: none */
-    int64_t layer;                            /* in the making: to be removed when init cannot */
-    char group[24];
-    int64_t *stack, stack_count; /* of the run, owned; NULL: its overlay is not for keeping */
-};
-
 struct bough_pending {
     struct bough_pending *next;
     struct bough_message msg;
     struct bough_limits limits;
     int64_t timeout_ms;
-    bool host_network, announce;
+    bool host_network, announce, boots;
     int64_t layer;
     int64_t *stack, stack_count; /* owned */
 };
@@ -113,8 +100,11 @@ static void assign(struct bough_keep *keep, struct bough_sandbox *box, struct bo
     keep->blanks--;
     keep->running++;
     box->id = run->msg.id;
+    box->booted = run->boots;
     snprintf(box->group, sizeof box->group, "%lld", (long long)box->id);
     int rc = 0;
+    if (run->boots && run->limits.pids > 0)
+        run->limits.pids++; /* the sleeper, which makes the others (child.h) */
     if (run->limits.memory > 0 || run->limits.pids > 0 || run->limits.cpu > 0) {
         box->grouped = true;
         box->watch_oom = run->limits.memory > 0;
@@ -126,8 +116,7 @@ static void assign(struct bough_keep *keep, struct bough_sandbox *box, struct bo
         struct bough_pooled kept = {.tree = -1, .upper = -1};
         int fds[BOUGH_WIRE_FDS], count = run->msg.fd_count;
         memcpy(fds, run->msg.fds, sizeof *fds * (size_t)count);
-        if (run->stack && count <= 3 &&
-            bough_pool_take(&keep->pool, run->stack, run->stack_count, &kept)) {
+        if (run->stack && bough_pool_take(&keep->pool, run->stack, run->stack_count, &kept)) {
             fds[count++] = kept.tree;
             fds[count++] = kept.upper;
         }
@@ -159,7 +148,7 @@ static struct bough_sandbox *find_blank(struct bough_keep *keep, bool host_netwo
     return found;
 }
 
-static void serve_pending(struct bough_keep *keep)
+void bough_keep_serve(struct bough_keep *keep)
 {
     struct bough_pending **at = &keep->pending;
     while (*at && keep->running < keep->running_max) {
@@ -190,7 +179,7 @@ void bough_keep_run(struct bough_keep *keep, struct bough_message *msg)
         free(run);
         return;
     }
-    if (msg->fd_count != __builtin_popcount((unsigned)plan.streams)) {
+    if (msg->fd_count != __builtin_popcount((unsigned)plan.streams) + plan.boots) {
         bough_err_set(&err, BOUGH_ERR_protocol, "plan: its streams are missing");
         bough_keep_fail(keep->host, msg->id, &err);
         bough_msg_clear(msg);
@@ -203,6 +192,7 @@ void bough_keep_run(struct bough_keep *keep, struct bough_message *msg)
     run->timeout_ms = plan.timeout_ms;
     run->layer = plan.layer;
     run->announce = plan.announce;
+    run->boots = plan.boots;
     run->host_network = plan.network == BOUGH_NETWORK_HOST;
     if (plan.limits.disk == 0) {
         run->stack = plan.stack;
@@ -216,7 +206,7 @@ void bough_keep_run(struct bough_keep *keep, struct bough_message *msg)
         order_blank(keep, true);
     else
         keep->waiting++;
-    serve_pending(keep);
+    bough_keep_serve(keep);
 }
 
 static void kill_box(struct bough_sandbox *box)
@@ -250,7 +240,7 @@ void bough_keep_kill(struct bough_keep *keep, int64_t id)
         }
 }
 
-static void blank_failed(struct bough_keep *keep, const struct bough_err *err)
+void bough_keep_blank_failed(struct bough_keep *keep, const struct bough_err *err)
 {
     keep->failing = true;
     while (keep->pending) {
@@ -269,7 +259,7 @@ bool bough_keep_nursery(struct bough_keep *keep)
     int rc = bough_recv(keep->nursery, &msg, &err);
     if (rc < 0 && err.sys == EMFILE) {
         keep->making--;
-        blank_failed(keep, &err);
+        bough_keep_blank_failed(keep, &err);
         return true;
     }
     if (rc <= 0)
@@ -277,7 +267,7 @@ bool bough_keep_nursery(struct bough_keep *keep)
     keep->making--;
     if (msg.type == BOUGH_MSG_FAILED) {
         bough_get_err(&msg.body, &err);
-        blank_failed(keep, &err);
+        bough_keep_blank_failed(keep, &err);
     } else if (msg.type == BOUGH_MSG_BLANK && msg.fd_count == 1) {
         struct bough_sandbox *box = calloc(1, sizeof *box);
         if (box) {
@@ -290,177 +280,20 @@ bool bough_keep_nursery(struct bough_keep *keep)
             keep->blanks++;
             struct epoll_event ev = {.events = EPOLLIN, .data.ptr = box};
             epoll_ctl(keep->epoll, EPOLL_CTL_ADD, box->sock, &ev);
-            serve_pending(keep);
+            bough_keep_serve(keep);
         }
     }
     bough_msg_clear(&msg);
     return true;
 }
 
-static void keep_network(struct bough_keep *keep, int *netns)
-{
-    if (keep->network_count < BOUGH_POOL_MAX)
-        keep->networks[keep->network_count++] = bough_steal_fd(netns);
-}
-
-/* Removing a few inodes after each run makes the next run's slow on ext4 without a journal, which then looks past the
- * recently freed ones; so they go in bulk, by a child that nobody waits for. The rest goes with our directory. */
-static void add_stale(struct bough_keep *keep, int64_t layer)
-{
-    keep->stale[keep->stale_count++] = layer;
-    if (keep->stale_count < BOUGH_STALE_MAX)
-        return;
-    if (fork() == 0) {
-        for (int i = 0; i < keep->stale_count; i++) {
-            char name[32];
-            snprintf(name, sizeof name, "w%lld", (long long)keep->stale[i]);
-            bough_tree_remove(keep->site->owner_fd, name, NULL);
-        }
-        _exit(0);
-    }
-    keep->stale_count = 0;
-}
-
-static void forward_ending(struct bough_keep *keep, struct bough_sandbox *box,
-                           struct bough_message *msg)
-{
-    struct bough_ending ending;
-    struct bough_err err;
-    if (bough_ending_get(&msg->body, &ending, &err) < 0) {
-        bough_keep_fail(keep->host, box->id, &err);
-        return;
-    }
-    /* One that ended by itself, while its layer was being measured perhaps, was in time. */
-    int status = (int)ending.status;
-    ending.timed_out = box->timed_out && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
-    ending.killed = box->killed;
-    ending.oom = box->watch_oom && bough_cgroup_oom(&keep->site->groups, box->group);
-    struct bough_wbuf body = {0};
-    bough_ending_put(&body, &ending);
-    bough_send(keep->host, BOUGH_MSG_EXITED, box->id, &body, NULL, 0, NULL);
-    bough_wbuf_free(&body);
-    if (ending.changed)
-        add_stale(keep, ending.layer);
-    if (msg->fd_count == 1 || msg->fd_count == 3)
-        keep_network(keep, &msg->fds[msg->fd_count - 1]);
-    if (msg->fd_count >= 2) {
-        struct bough_pooled kept = {.tree = msg->fds[0],
-                                    .upper = msg->fds[1],
-                                    .layer = ending.layer,
-                                    .stack = box->stack,
-                                    .count = box->stack_count};
-        msg->fds[0] = msg->fds[1] = -1;
-        box->stack = NULL;
-        if (kept.stack)
-            bough_pool_put(&keep->pool, &kept);
-        else
-            bough_pooled_clear(keep->site, &kept, true);
-    }
-}
-
-/* The pid that a pidfd stands for, in our own numbers: proc(5) tells in fdinfo. */
-static pid_t pid_of(int pidfd)
-{
-    char path[48], text[512];
-    snprintf(path, sizeof path, "/proc/self/fdinfo/%d", pidfd);
-    BOUGH_CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd < 0 ? -1 : BOUGH_RETRY(read(fd, text, sizeof text - 1));
-    text[n > 0 ? n : 0] = '\0';
-    const char *at = strstr(text, "\nPid:");
-    return at ? (pid_t)strtol(at + 5, NULL, 10) : -1;
-}
-
-/* One message of an init: 1 handled, 0 nothing (more) to come. */
-static int take_message(struct bough_keep *keep, struct bough_sandbox *box)
-{
-    struct bough_message msg;
-    struct bough_err err;
-    int rc = bough_recv(box->sock, &msg, &err);
-    if (rc <= 0)
-        return 0;
-    switch (msg.type) {
-    case BOUGH_MSG_READY:
-        box->child = msg.fd_count == 1 ? pid_of(msg.fds[0]) : -1;
-        box->ready = box->child > 0;
-        keep->failing = false;
-        serve_pending(keep);
-        break;
-    case BOUGH_MSG_STARTED: {
-        box->started = true;
-        struct bough_wbuf body = {.data = msg.data, .size = msg.size};
-        bough_send(keep->host, BOUGH_MSG_STARTED, box->id, &body, NULL, 0, NULL);
-        break;
-    }
-    case BOUGH_MSG_EXITED:
-        box->answered = true;
-        box->deadline_ns = 0;
-        forward_ending(keep, box, &msg);
-        break;
-    case BOUGH_MSG_FAILED:
-        bough_get_err(&msg.body, &err);
-        if (box->id)
-            bough_keep_fail(keep->host, box->id, &err);
-        else
-            blank_failed(keep, &err);
-        box->answered = true;
-        box->deadline_ns = 0;
-        break;
-    default:
-        break;
-    }
-    bough_msg_clear(&msg);
-    return 1;
-}
-
 void bough_keep_init_ready(struct bough_keep *keep, struct bough_sandbox *box)
 {
-    if (!take_message(keep, box)) {
+    if (!bough_sandbox_hear(keep, box)) {
         /* Gone: what is left to say is said when it is reaped. */
         epoll_ctl(keep->epoll, EPOLL_CTL_DEL, box->sock, NULL);
         kill(box->pid, SIGKILL);
     }
-}
-
-/* By a child, since it may be much; the keeper's end finds what this misses. */
-static void remove_unfinished(struct bough_keep *keep, int64_t layer)
-{
-    char name[32];
-    if (layer <= 0 || fork() != 0)
-        return;
-    snprintf(name, sizeof name, "w%lld", (long long)layer);
-    bough_tree_remove(keep->site->owner_fd, name, NULL);
-    bough_tree_remove(keep->site->owner_fd, name + 1, NULL);
-    _exit(0);
-}
-
-/* Its init is dead and has not said why. */
-static void speak_for(struct bough_keep *keep, struct bough_sandbox *box)
-{
-    struct bough_err err;
-    if (box->watch_oom && bough_cgroup_oom(&keep->site->groups, box->group)) {
-        /* The limit was so tight that init went with the rest. That is a result too, of a run that has
-         * written nothing. */
-        struct bough_ending ending = {.status = SIGKILL,
-                                      .oom = true,
-                                      .timed_out = box->timed_out,
-                                      .killed = box->killed,
-                                      .elapsed_ns = bough_now_ns() - box->started_ns};
-        struct bough_wbuf body = {0};
-        if (box->started) {
-            bough_ending_put(&body, &ending);
-            bough_send(keep->host, BOUGH_MSG_EXITED, box->id, &body, NULL, 0, NULL);
-            bough_wbuf_free(&body);
-            return;
-        }
-        bough_err_set(&err, BOUGH_ERR_resource,
-                      "limits.memory: too little for a sandbox to start in");
-    } else {
-        bough_err_set(&err, BOUGH_ERR_io, "sandbox: its init was killed from outside");
-    }
-    if (box->id)
-        bough_keep_fail(keep->host, box->id, &err);
-    else
-        blank_failed(keep, &err);
 }
 
 bool bough_keep_reaped(struct bough_keep *keep, pid_t pid)
@@ -471,12 +304,13 @@ bool bough_keep_reaped(struct bough_keep *keep, pid_t pid)
     if (!box)
         return false;
     epoll_ctl(keep->epoll, EPOLL_CTL_DEL, box->sock, NULL);
-    while (take_message(keep, box))
+    while (bough_sandbox_hear(keep, box))
         continue;
     if (!box->answered) {
-        speak_for(keep, box);
-        remove_unfinished(keep, box->layer);
+        bough_sandbox_speak_for(keep, box);
+        bough_keep_remove(keep, box->layer);
     }
+    bough_sandbox_lost(keep, box);
     box->dead = true;
     if (box->grouped && !bough_cgroup_remove(&keep->site->groups, box->group)) {
         box->kill_ns =
@@ -484,7 +318,7 @@ bool bough_keep_reaped(struct bough_keep *keep, pid_t pid)
         return true;
     }
     box_free(keep, box);
-    serve_pending(keep);
+    bough_keep_serve(keep);
     return true;
 }
 
@@ -532,7 +366,7 @@ void bough_keep_clock(struct bough_keep *keep)
         }
     }
     if (freed)
-        serve_pending(keep);
+        bough_keep_serve(keep);
 }
 
 void bough_keep_stop(struct bough_keep *keep)

@@ -31,12 +31,20 @@ struct bough_keep {
     int stale_count;
     struct bough_sandbox *all;
     struct bough_pending *pending, **pending_tail;
+    /* Once for each bough_keep_freeze that went well: FROZEN (descriptors may be taken out of it), or NULL and why
+     * it never will. Not called for one that was thawed before. */
+    void (*frozen)(void *arg, int64_t commit, struct bough_message *frozen,
+                   const struct bough_err *err);
+    void *frozen_arg;
 };
 
 void bough_keep_init(struct bough_keep *keep);
 /* A RUN of the host; takes the message over. */
 void bough_keep_run(struct bough_keep *keep, struct bough_message *msg);
 void bough_keep_kill(struct bough_keep *keep, int64_t id);
+/* All in the booted sandbox `id` is to stand still, for the request `commit`, until that is thawed. One at a time. */
+int bough_keep_freeze(struct bough_keep *keep, int64_t id, int64_t commit, struct bough_err *err);
+void bough_keep_thaw(struct bough_keep *keep, int64_t commit);
 bool bough_keep_nursery(struct bough_keep *keep); /* its socket is readable; false: it is dead */
 void bough_keep_init_ready(struct bough_keep *keep,
                            struct bough_sandbox *box);      /* an init's socket is readable */

@@ -109,12 +109,13 @@ static int do_remove(struct bough_work *w, struct bough_err *err)
 static const struct job {
     enum bough_msg type;
     int (*run)(struct bough_work *, struct bough_err *);
-    bool layer; /* the body begins with the id of a layer to make */
+    int layer; /* which number of the body is the id of a layer to make; 0: none */
 } jobs[] = {
-    {BOUGH_MSG_REMOVE, do_remove, false},           {BOUGH_MSG_MERGE, bough_work_merge, true},
-    {BOUGH_MSG_COPY, bough_work_copy, true},        {BOUGH_MSG_UNPACK, bough_work_unpack, true},
-    {BOUGH_MSG_PUT, bough_work_put, true},          {BOUGH_MSG_LIST, bough_work_list, false},
-    {BOUGH_MSG_EXTRACT, bough_work_extract, false}, {BOUGH_MSG_LOOK, bough_work_look, false},
+    {BOUGH_MSG_REMOVE, do_remove, 0},           {BOUGH_MSG_MERGE, bough_work_merge, 1},
+    {BOUGH_MSG_COPY, bough_work_copy, 1},       {BOUGH_MSG_UNPACK, bough_work_unpack, 1},
+    {BOUGH_MSG_PUT, bough_work_put, 1},         {BOUGH_MSG_LIST, bough_work_list, 0},
+    {BOUGH_MSG_EXTRACT, bough_work_extract, 0}, {BOUGH_MSG_LOOK, bough_work_look, 0},
+    {BOUGH_MSG_COMMIT, bough_work_commit, 2},
 };
 
 static const struct job *job_of(enum bough_msg type)
@@ -133,7 +134,10 @@ bool bough_work_is(enum bough_msg type)
 int64_t bough_work_layer(const struct bough_message *msg)
 {
     struct bough_rbuf body = msg->body;
-    return job_of(msg->type)->layer ? bough_get_i64(&body) : 0;
+    int64_t id = 0;
+    for (int i = 0; i < job_of(msg->type)->layer; i++)
+        id = bough_get_i64(&body);
+    return id;
 }
 
 /* ---- views: mounted by the keeper, so that they are there for the next request as well ---- */

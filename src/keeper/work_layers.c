@@ -1,4 +1,4 @@
-/* work_layers.c - requests that make a layer: of layers, a directory, an archive, files. */
+/* work_layers.c - requests that make a layer: of layers, a directory, what a sandbox has changed, an archive, files. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -62,6 +62,28 @@ int bough_work_copy(struct bough_work *w, struct bough_err *err)
         return -1;
     }
     bough_work_put_size(w, &size, how.skipped);
+    return 0;
+}
+
+/* The upper directory of a sandbox that stands still, as it is: with what overlayfs has put there. */
+int bough_work_commit(struct bough_work *w, struct bough_err *err)
+{
+    bough_get_i64(&w->msg->body); /* the sandbox */
+    int64_t id = bough_get_i64(&w->msg->body);
+    if (w->msg->body.failed || id <= 0 || w->msg->fd_count != 1)
+        return bough_err_set(err, BOUGH_ERR_protocol, "commit: malformed");
+    BOUGH_CLEANUP_FD int out = bough_work_make_layer(w, id, err);
+    if (out < 0)
+        return -1;
+    struct bough_tree_copy how = {.devices = true, .progress = bough_work_copied, .arg = w};
+    struct bough_tree_size size = {0};
+    if (bough_tree_copy(w->msg->fds[0], out, &how, &size, err) < 0) {
+        bough_work_drop_layer(w, id);
+        return bough_err_wrap(err, "commit");
+    }
+    bough_put_i64(&w->answer, size.bytes);
+    bough_put_i64(&w->answer, size.files);
+    bough_put_i64(&w->answer, 1); /* changed */
     return 0;
 }
 

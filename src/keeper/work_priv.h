@@ -38,6 +38,7 @@ int bough_work_merge(struct bough_work *work, struct bough_err *err);
 int bough_work_copy(struct bough_work *work, struct bough_err *err);
 int bough_work_unpack(struct bough_work *work, struct bough_err *err);
 int bough_work_put(struct bough_work *work, struct bough_err *err);
+int bough_work_commit(struct bough_work *work, struct bough_err *err);
 
 int bough_work_list(struct bough_work *work, struct bough_err *err);
 int bough_work_extract(struct bough_work *work, struct bough_err *err);

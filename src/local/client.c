@@ -3,16 +3,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <sched.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/socket.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
+#include "../launch.h"
 #include "../sys.h"
 
 #define CALL_BUCKETS 64
@@ -33,8 +28,11 @@ struct unsent {
     int fd_count;
 };
 
+#define KEEPER_ENDED "the keeper of this engine has ended; open the engine again"
+
 struct bough_client {
     int sock;
+    const char *ended; /* what to say when nobody is there any more */
     int64_t last_id;
     int outstanding;
     struct call *calls[CALL_BUCKETS];
@@ -42,79 +40,6 @@ struct bough_client {
 };
 
 /* --- starting ----------------------------------------------------------------------------------- */
-
-struct launch {
-    const char *path;
-    char **argv;
-    int sock, host;
-    char *stack2_top;
-    int sys;
-};
-
-/* dup2 replaces, so this works even when the caller's descriptor table is full. */
-BOUGH_FOREIGN_STACK static int place(int sock, int host)
-{
-    int a = 5, b = 6;
-    while (a == sock || a == host)
-        a++;
-    while (b == sock || b == host || b == a)
-        b++;
-    return dup2(sock, a) < 0 || dup2(host, b) < 0 || dup2(a, 3) < 0 || dup2(b, 4) < 0 ? -1 : 0;
-}
-
-/* _exit(2) as a plain call: the address sanitizer takes a function that does not return for the end of the
- * stack it knows, and these run on another. */
-BOUGH_FOREIGN_STACK static int leave(int status)
-{
-    return (int)syscall(SYS_exit_group, status);
-}
-
-BOUGH_FOREIGN_STACK static int launch_keeper(void *arg)
-{
-    struct launch *l = arg;
-    char *env[] = {NULL};
-    if (place(l->sock, l->host) == 0)
-        execve(l->path, l->argv, env);
-    l->sys = errno;
-    return leave(127);
-}
-
-BOUGH_FOREIGN_STACK static int launch_between(void *arg)
-{
-    struct launch *l = arg;
-    if (clone(launch_keeper, l->stack2_top, CLONE_VM | CLONE_VFORK | SIGCHLD, l) < 0)
-        l->sys = errno;
-    return leave(0);
-}
-
-#define LAUNCH_STACK (64 * 1024)
-
-/* A child shares our memory until it has become the keeper (a fork of a large host would cost tens of
- * milliseconds). The process in between sends no signal when it ends (exit signal 0) and is only seen by
- * a wait that asks for clones; the keeper is then nobody's child but init's. */
-static int launch(struct launch *l, struct bough_err *err)
-{
-    char *stacks = mmap(NULL, LAUNCH_STACK * 2, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
-    if (stacks == MAP_FAILED)
-        return bough_err_sys(err, errno, "starting the keeper");
-    l->stack2_top = stacks + LAUNCH_STACK * 2;
-    sigset_t all, before;
-    sigfillset(&all);
-    /* Handlers of the host must not run in a child that shares its memory. */
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    pid_t pid = clone(launch_between, stacks + LAUNCH_STACK, CLONE_VM | CLONE_VFORK, l);
-    int sys = errno;
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (pid > 0)
-        BOUGH_RETRY(waitpid(pid, NULL, __WCLONE));
-    munmap(stacks, LAUNCH_STACK * 2);
-    if (pid < 0)
-        return bough_err_sys(err, sys, "starting the keeper");
-    if (l->sys)
-        return bough_err_sys(err, l->sys, "keeper %s", l->path);
-    return 0;
-}
 
 struct bough_client *bough_client_start(const struct bough_client_options *o, struct bough_err *err)
 {
@@ -125,32 +50,26 @@ struct bough_client *bough_client_start(const struct bough_client_options *o, st
     const char *argv[] = {"bough-keeper", "--home",    o->home,    "--owner", o->owner,
                           "--unpacker",   o->unpacker, "--looker", looker,    "--spare",
                           spare,          "--running", running,    NULL};
-    struct bough_client *client = calloc(1, sizeof *client);
-    int ends[2];
-    if (!client) {
+    BOUGH_CLEANUP_FD int sock =
+        bough_launch("keeper", o->keeper, (char *const *)(uintptr_t)argv, err);
+    if (sock < 0)
+        return NULL;
+    struct bough_client *client = bough_client_over(sock, KEEPER_ENDED);
+    if (client)
+        bough_steal_fd(&sock);
+    else
         bough_err_sys(err, ENOMEM, "starting the keeper");
+    return client;
+}
+
+struct bough_client *bough_client_over(int sock, const char *ended)
+{
+    struct bough_client *client = calloc(1, sizeof *client);
+    if (!client)
         return NULL;
-    }
-    client->sock = -1;
+    client->sock = sock;
+    client->ended = ended;
     client->unsent_tail = &client->unsent;
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0) {
-        bough_err_sys(err, errno, "starting the keeper");
-        free(client);
-        return NULL;
-    }
-    client->sock = ends[0];
-    BOUGH_CLEANUP_FD int theirs = ends[1];
-    BOUGH_CLEANUP_FD int host = (int)syscall(SYS_pidfd_open, getpid(), 0);
-    struct launch l = {
-        .path = o->keeper, .argv = (char **)(uintptr_t)argv, .sock = theirs, .host = host};
-    int rc = host < 0 ? bough_err_sys(err, errno, "pidfd_open (Linux 5.3 or later is needed)")
-                      : launch(&l, err);
-    if (rc == 0 && fcntl(client->sock, F_SETFL, O_NONBLOCK) < 0)
-        rc = bough_err_sys(err, errno, "starting the keeper");
-    if (rc < 0) {
-        bough_client_free(client);
-        return NULL;
-    }
     return client;
 }
 
@@ -294,8 +213,7 @@ static int send_or_queue(struct bough_client *client, enum bough_msg type, int64
                          struct bough_err *err)
 {
     if (client->sock < 0)
-        return bough_err_set(err, BOUGH_ERR_closed,
-                             "the keeper of this engine has ended; open the engine again");
+        return bough_err_set(err, BOUGH_ERR_closed, "%s", client->ended);
     if (client->unsent)
         return queue(client, type, id, body, fds, fd_count, err);
     struct bough_err failure;
@@ -304,8 +222,7 @@ static int send_or_queue(struct bough_client *client, enum bough_msg type, int64
     if (failure.sys == EAGAIN || failure.sys == ENOBUFS || failure.sys == ETOOMANYREFS)
         return queue(client, type, id, body, fds, fd_count, err);
     if (failure.sys == EPIPE || failure.sys == ECONNRESET)
-        return bough_err_set(err, BOUGH_ERR_closed,
-                             "the keeper of this engine has ended; open the engine again");
+        return bough_err_set(err, BOUGH_ERR_closed, "%s", client->ended);
     if (err)
         *err = failure;
     return -1;
@@ -331,9 +248,10 @@ int64_t bough_client_ask(struct bough_client *client, enum bough_msg type,
 }
 
 int bough_client_tell(struct bough_client *client, enum bough_msg type, int64_t id,
+                      const struct bough_wbuf *body, const int *fds, int fd_count,
                       struct bough_err *err)
 {
-    return send_or_queue(client, type, id, NULL, NULL, 0, err);
+    return send_or_queue(client, type, id, body, fds, fd_count, err);
 }
 
 static void flush(struct bough_client *client)
@@ -367,8 +285,7 @@ bool bough_client_pump(struct bough_client *client)
         if (rc <= 0) {
             bough_fd_close(&client->sock);
             drop_unsent(client);
-            fail_all(client, BOUGH_ERR_closed,
-                     "the keeper of this engine has ended; open the engine again");
+            fail_all(client, BOUGH_ERR_closed, client->ended);
             return false;
         }
         if (msg.type == BOUGH_MSG_FAILED) {

@@ -24,6 +24,10 @@ struct bough_client_options {
 struct bough_client *bough_client_start(const struct bough_client_options *options,
                                         struct bough_err *err);
 
+/* A client on a socket that is there already, non-blocking and taken over; `ended`, a literal, is what requests say once
+ * the other end has gone. NULL: out of memory. */
+struct bough_client *bough_client_over(int sock, const char *ended);
+
 /* The first half of that alone: nothing can be asked any more, and nothing is outstanding. */
 void bough_client_hang_up(struct bough_client *client);
 
@@ -47,8 +51,9 @@ void bough_client_expect_hello(struct bough_client *client, bough_client_heard *
 int64_t bough_client_ask(struct bough_client *client, enum bough_msg type,
                          const struct bough_wbuf *body, const int *fds, int fd_count,
                          bough_client_heard *heard, void *arg, struct bough_err *err);
-/* Says something about a request that is under way (KILL). */
+/* Says something about a request that is under way (KILL, SIGNAL), or that needs no answer. */
 int bough_client_tell(struct bough_client *client, enum bough_msg type, int64_t id,
+                      const struct bough_wbuf *body, const int *fds, int fd_count,
                       struct bough_err *err);
 /* No more callbacks for `id`; its messages are dropped. */
 void bough_client_forget(struct bough_client *client, int64_t id);
