@@ -14,7 +14,7 @@ TEST_PACKAGES := lua-busted lua-check lua-cqueues lua-luv lua-system luarocks va
 # what `make lint`, `make fuzz` and `make bench` use besides
 LINT_PACKAGES := clang-format clang-tidy
 FUZZ_PACKAGES := clang
-BENCH_PACKAGES := bubblewrap crun runc lua-system
+BENCH_PACKAGES := bubblewrap crun runc lua-system lua-luv podman
 
 # --- what may be set from outside ------------------------------------------
 LUA_VERSION ?= 5.4
@@ -56,13 +56,13 @@ LIB_CFLAGS = $(eval LIB_CFLAGS := $(shell $(PKG_CONFIG) --cflags $(LIBRARIES)))$
 libs = $(shell $(PKG_CONFIG) --libs $(1))
 
 # --- what is built from what ----------------------------------------------------
-CORE_SRC := $(filter-out src/minder.c,$(wildcard src/*.c src/local/*.c))
+CORE_SRC := $(filter-out src/kin.c src/minder.c,$(wildcard src/*.c src/local/*.c))
 # the base that the keeper shares with the core
 BASE_SRC := src/command.c src/entry.c src/err.c src/order.c src/plan.c src/wire.c
-KEEPER_SRC := $(wildcard src/keeper/*.c) src/minder.c $(BASE_SRC)
+KEEPER_SRC := $(wildcard src/keeper/*.c) src/kin.c src/minder.c $(BASE_SRC)
 UNPACK_SRC := $(wildcard src/unpack/*.c) src/err.c src/sha256.c
 LOOK_SRC := $(wildcard src/look/*.c) src/entry.c src/err.c src/record.c src/sha256.c
-SPAWN_SRC := $(wildcard src/spawn/*.c) src/command.c src/err.c src/minder.c src/wire.c
+SPAWN_SRC := $(wildcard src/spawn/*.c) src/command.c src/err.c src/kin.c src/minder.c src/wire.c
 TEST_SRC := $(wildcard spec/c/*_test.c)
 # All that knows no Lua and has no main(): what C tests link with.
 LUA_SRC := $(filter-out src/launch.c src/loop.c,$(wildcard src/l*.c))

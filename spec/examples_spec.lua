@@ -11,6 +11,9 @@ local expected = {
   ["cqueues_host.lua"] = { "from a sandbox", "cqueues' own coroutine went on: true" },
   ["travel.lua"] = { "%d+ Lua files", "cached:%s+false%s+true", "A /count",
     "the same after the journey:%s+true" },
+  ["live.lua"] = { "20 22%s+%->%s+42\nexit code%s+0\nasked: 1 2; 20 22; \n", "daemon:%s+up\n",
+    "counted so far:%s+true%s+still running:%s+true", "ended with%s+143%s+signal%s+15", "same sandbox:%s+server",
+    "APPLE\nFIG\n$" },
   ["demo.lua"] = { "retry until it reads%s+stopped at its time limit",
     "let awk add it up%s+ok: the bill is 450", "dropped 3 images" },
 }

@@ -3,25 +3,20 @@
 local bough = require "bough"
 local core = require "bough.core"
 local command = require "bough.command"
-local live = require "bough.live"
-local options = require "bough.options"
+local host = require "bough.host"
 local safe = require "bough.safe"
-local tee = require "bough.tee"
 local fixture = require "spec.engine.fixture"
 local raises = require "spec.support.raises"
 local scratch = require "spec.support.scratch"
 
 local read_file = fixture.read_file
 
--- Where commands run here: on this machine. `started` counts.
+-- The commands here run on this machine. `started` counts them.
 local started = 0
-local place = { exec = function(_, spec) return core.host_exec(spec) end }
 
-local function popen(given, _, within)
+local function popen(...)
   started = started + 1
-  local spec, policy = options.spec(given, nil, { op = "host", live = true })
-  spec.eager = within and within.eager
-  return live.start(place, spec, policy, "host")
+  return host.popen(...)
 end
 
 local function cmd(line, opts) return command.new(popen, line, opts, "host") end
@@ -175,8 +170,8 @@ describe("bough.pipeline", function()
       { "number cannot stand in front", function() return 5 | cmd "ls" end },
       { "stands in front", function() return cmd "ls" | reader end },
       { "stands behind", function() return writer | cmd "ls" end },
-      { "stands behind a command", function() return "x" | tee.new "log" end },
-      { "stands behind a command", function() return tee.new "log" | cmd "ls" end },
+      { "stands behind a command", function() return "x" | bough.tee "log" end },
+      { "stands behind a command", function() return bough.tee "log" | cmd "ls" end },
       { "bough%.tee copies", function() return cmd "ls" | bough.file "out" | cmd "wc" end },
       { "leave out the parentheses", function() return cmd "ls" | ("x" | cmd "wc") end },
       { "stdin of its own", function() return cmd "ls" | cmd { "wc", stdin = "x" } end },
@@ -220,7 +215,7 @@ describe("bough.pipeline", function()
     end)
 
     it("ends its output by returning, and what is in front of it by SIGPIPE", function()
-      local result = (cmd "yes" | function(input, output) output:write(input:read "L") end | cmd "cat"):wait()
+      local result = (cmd { "yes" } | function(input, output) output:write(input:read "L") end | cmd "cat"):wait()
       assert.equal("y\n", result.stdout)
       assert.equal(13, result.stages[1].signal)
       assert.equal(0, result.stages[2].exit_code)
@@ -317,7 +312,7 @@ describe("bough.pipeline", function()
       local own = io.open("/proc/self/stat"):read "n"
       assert.is_nil(scratch.sh(("ls -l /proc/%d/fd"):format(own)):find(pipe:gsub("%s", ""), 1, true))
       local problem = raises("closed", run.stages[1].stdout.read, run.stages[1].stdout)
-      assert.match("cat", tostring(problem))
+      assert.match("handed to another command", tostring(problem))
     end)
   end)
 
@@ -562,7 +557,7 @@ describe("bough.pipeline", function()
   describe("tee", function()
     it("copies what passes to files and functions", function()
       local path, got = scratch.dir() .. "/log", {}
-      local seen = cmd "seq 3" | tee.new(path, function(line) got[#got + 1] = line end, { text = "lines" })
+      local seen = cmd "seq 3" | bough.tee(path, function(line) got[#got + 1] = line end, { text = "lines" })
         | cmd "wc -l"
       assert.equal(3, seen:read "n")
       assert.equal("1\n2\n3\n", read_file(path))
@@ -582,7 +577,7 @@ describe("bough.pipeline", function()
 
     it("goes on for its sinks when what is behind it has ended", function()
       local path = scratch.dir() .. "/log"
-      local result = (cmd "seq 100000" | tee.new(path) | cmd "head -1"):wait()
+      local result = (cmd "seq 100000" | bough.tee(path) | cmd "head -1"):wait()
       assert.equal("1\n", result.stdout)
       assert.equal(0, result.stages[1].exit_code)
       assert.equal(588895, #read_file(path))
@@ -595,13 +590,13 @@ describe("bough.pipeline", function()
 
     it("leaves no file when the pipeline fails", function()
       local dir = scratch.dir()
-      local broken = cmd "seq 10" | tee.new(dir .. "/log") | function(input)
+      local broken = cmd "seq 10" | bough.tee(dir .. "/log") | function(input)
         input:read "a"
         error "no"
       end
       -- the file may be whole before the function fails: then there is no saying that it should not be
       pcall(broken.wait, broken)
-      local stuck = cmd "seq 10; sleep 60" | tee.new(dir .. "/stuck") | function(input)
+      local stuck = cmd "seq 10; sleep 60" | bough.tee(dir .. "/stuck") | function(input)
         input:read "l"
         error "no"
       end | bough.file(dir .. "/sunk")
@@ -618,10 +613,10 @@ describe("bough.pipeline", function()
     end)
 
     it("is checked when it is made", function()
-      raises("invalid", tee.new)
-      raises("invalid", tee.new, 5)
-      raises("invalid", tee.new, "x", { txt = "lines" })
-      raises("invalid", function() tee.new("x").y = 1 end)
+      raises("invalid", bough.tee)
+      raises("invalid", bough.tee, 5)
+      raises("invalid", bough.tee, "x", { txt = "lines" })
+      raises("invalid", function() bough.tee("x").y = 1 end)
     end)
   end)
 
@@ -709,7 +704,7 @@ describe("bough.pipeline", function()
         local run <close> = pipeline:start()
         return { run:close() }
       end
-      assert.same({ true, "exit", 0 }, closed(cmd "echo x" | cmd "cat"))
+      assert.same({ true, "exit", 0 }, closed(cmd "true" | cmd "cat"))
       assert.same({ nil, "exit", 3 }, closed(cmd "exit 3"))
       assert.same({ nil, "signal", 13 }, closed(cmd "exec yes"))
       assert.same({ nil, "exit", 3 }, closed((cmd "exit 3" | upper):with { pipefail = true }))
@@ -731,7 +726,7 @@ describe("bough.pipeline", function()
 
     it("ends with the collector", function()
       local long = fixture.long_time();
-      (cmd { "sleep", long } | upper | cmd { "sleep", long } | tee.new(scratch.dir() .. "/log")):start()
+      (cmd { "sleep", long } | upper | cmd { "sleep", long } | bough.tee(scratch.dir() .. "/log")):start()
       fixture.until_true("the end of what nobody holds", function()
         collectgarbage()
         return #fixture.processes(long) == 0
@@ -753,7 +748,7 @@ describe("bough.pipeline", function()
     for name, way in pairs(ways) do
       it("in " .. name .. " kills all stages", function()
         local dir, long = scratch.dir(), fixture.long_time()
-        local pipeline = cmd("echo x; exec sleep " .. long) | tee.new(dir .. "/log") | upper
+        local pipeline = cmd("echo x; exec sleep " .. long) | bough.tee(dir .. "/log") | upper
           | cmd("cat; exec sleep " .. long)
         local task = bough.spawn(way, pipeline)
         fixture.until_true("the start", function() return #fixture.processes(long) == 2 end)
@@ -766,7 +761,7 @@ describe("bough.pipeline", function()
 
     it("at any moment leaves nothing", function()
       local long = fixture.long_time()
-      local function feed() return "x\n" end
+      local function feed() return ("x\n"):rep(1000) end
       for i = 1, 60 do
         local task = bough.spawn(function()
           (feed | cmd "cat" | upper | cmd("cat; sleep " .. long) | cmd "cat"):read()
@@ -818,17 +813,162 @@ describe("bough.pipeline", function()
   end)
 
   describe("bough.safe", function()
-    -- What comes out of a safe engine is wrapped; here a function stands for it.
-    local function safe_cmd(...)
-      local list = safe.all { function() return nil end }
-      assert(list)
-      return safe.wrap and safe.wrap(cmd(...)) or nil
-    end
-
     it("joins what it has wrapped", function()
-      local echo = safe_cmd "echo x"
-      if not echo then pending "safe.wrap is not there" return end
-      assert.equal("x\n", (echo | safe_cmd "cat"):read())
+      local seen
+      local pipeline = safe.host "echo x" | function(input, output)
+        seen = { input:read "L", input:read "L", output:write "y\n" }
+        assert.same({ nil, "invalid" }, { nil, select(2, input:read "bad").kind })
+      end | safe.host "cat"
+      assert.equal("y\n", pipeline:read())
+      assert.equal("x\n", seen[1])
+      assert.equal("1", ("1" | safe.host "cat"):read())
+      local path = scratch.dir() .. "/log"
+      assert.equal("z", (safe.host "printf z" | safe.tee(path)):read())
+      assert.equal("z", read_file(path))
     end)
+
+    it("returns nil and the error, but for the operator", function()
+      local function refused(kind, value, problem)
+        assert.is_nil(value)
+        assert.equal(kind, problem.kind)
+      end
+      raises("invalid", function() return safe.host "ls" | "out" end) -- an operator has one result
+      refused("invalid", safe.host { "ls", timout = 1 })
+      refused("exit", (safe.host "exit 3" | safe.host "exit 4"):wait { check = true })
+      refused("not_found", (safe.host "echo" | safe.host { "/nonesuch" }):start())
+      local run = assert(safe.host("cat"):start())
+      assert.equal(0, run:wait().exit_code)
+      refused("invalid", run:wait(-1))
+      for line in (safe.host "echo x"):lines() do assert.equal("x", line) end
+    end)
+  end)
+end)
+
+describe("bough.pipeline of sandboxes", function()
+  local box, base, session
+
+  setup(function()
+    box = bough.open(scratch.store())
+    base = box.images:use "busybox"
+  end)
+
+  teardown(function()
+    if box then box:close() end
+  end)
+
+  before_each(function() session = base:session() end)
+  after_each(function() session:close() end)
+
+  it("joins commands of one session, which share its sandbox, and moves it when the last has ended", function()
+    local both = session:cmd "echo one > /a; echo x; sleep 0.1; echo two > /c" | session:cmd "cat > /b"
+    assert.is_true(both:wait().ok)
+    assert.not_equal(base.uuid, session.uuid)
+    assert.equal("one\n", session:read "/a")
+    assert.equal("x\n", session:read "/b")
+    assert.equal("two\n", session:read "/c")
+    assert.equal(base, session:image():parent())
+  end)
+
+  it("counts lines as the manual says", function()
+    session:run "printf 'root:/bin/sh\\nbin:/bin/false\\n' > /list"
+    assert.equal(1, (session:cmd "cat /list" | session:cmd { "grep", "-c", "sh" }):read "n")
+  end)
+
+  it("joins sessions, images, instances and this machine", function()
+    local other <close> = base:session()
+    local instance <close> = base:boot()
+    other:run "echo other > /name"
+    local all = bough.host "echo host" | session:cmd "cat; hostname" | other:cmd "cat; cat /name"
+      | base:cmd "tr a-z A-Z" | instance:cmd "cat; echo instance" | bough.host { "tail", "-n", "+1" }
+    assert.equal("HOST\nBOUGH\nOTHER\ninstance\n", all:read())
+    session:run "true"
+  end)
+
+  it("passes a lot through unchanged, and holds up nobody", function()
+    local result = (base:cmd "head -c 50000000 /dev/zero" | base:cmd "cat" | bough.host "wc -c"):wait()
+    assert.equal("50000000", result.stdout:match "%d+")
+  end)
+
+  it("has functions among its stages", function()
+    local got = (session:cmd "seq 3" | function(input, output)
+      for n in input:lines "n" do output:write(n * n, "\n") end
+    end | session:cmd "tail -n 1"):read "n"
+    assert.equal(9, got)
+  end)
+
+  it("runs under the session's defaults", function()
+    local strict <close> = base:session { cwd = "/tmp", env = { NAME = "x" }, check = true }
+    assert.equal("/tmp x\n", (strict:cmd "echo $PWD $NAME" | strict:cmd "cat"):read())
+    local failing = strict:cmd "exit 3" | strict:cmd "exit 4"
+    assert.match("stage 2", raises("exit", failing.wait, failing).message)
+    assert.equal(4, failing:wait({ check = false }).exit_code)
+    assert.is_true((strict:cmd "yes" | strict:cmd "head -n 1"):wait().ok)
+  end)
+
+  it("leaves the session where it was, and usable, when it is given up", function()
+    local long = fixture.long_time()
+    local stuck = session:cmd("echo x > /x; echo y; exec sleep " .. long) | session:cmd("cat; sleep " .. long)
+    local ways = {
+      function()
+        local run <close> = stuck:start()
+        run:read "l"
+      end,
+      function()
+        for _ in stuck:lines() do break end
+      end,
+      function()
+        local task = bough.spawn(function() stuck:wait() end)
+        fixture.until_true("the start", function() return #fixture.processes(long) >= 2 end)
+        task:cancel()
+        raises("cancelled", task.wait, task)
+      end,
+      function()
+        assert.is_false(pcall(function() (stuck | function() error "no" end):wait() end))
+      end,
+      function() assert.is_true(stuck:wait({ timeout = 0.3 }).timed_out) end,
+    }
+    for i = 1, #ways do
+      ways[i]()
+      fixture.gone(long)
+      assert.equal(base.uuid, session.uuid, "way " .. i)
+      assert.equal(0, session:run({ "true", disposable = true }).exit_code)
+    end
+  end)
+
+  it("raises what keeps a stage from starting, and the session is usable", function()
+    local long = fixture.long_time()
+    local bad = session:cmd { "sleep", long } | session:cmd { "/nonesuch" }
+    assert.match("/nonesuch", raises("not_found", bad.start, bad).message)
+    fixture.gone(long)
+    session:run "true"
+    local nowhere = session:cmd { "sleep", long } | session:cmd { "true", cwd = "/nonesuch" }
+    raises("not_found", nowhere.read, nowhere)
+    fixture.gone(long)
+    session:run "true"
+    session:close()
+    local closed = bough.host { "sleep", long } | session:cmd "cat"
+    raises("closed", closed.wait, closed)
+    fixture.gone(long)
+  end)
+
+  it("is started anew, from where the session stands then", function()
+    local count = session:cmd "ls / | wc -l"
+    local before = count:read "n"
+    session:run "mkdir /more"
+    assert.equal(before + 1, count:read "n")
+  end)
+
+  it("cancelled at any moment leaves nothing running", function()
+    local long = fixture.long_time()
+    for i = 1, 30 do
+      local task = bough.spawn(function()
+        (session:cmd "seq 10" | upper | session:cmd("cat; sleep " .. long)):read()
+      end)
+      for _ = 1, 3 * i do bough.step(0.002) end
+      task:cancel()
+      raises("cancelled", task.wait, task)
+      assert.equal(0, #fixture.processes(long))
+    end
+    session:run "true"
   end)
 end)

@@ -9,6 +9,11 @@ local function turns(n)
   for _ = 1, n or 5 do core.step(0) end
 end
 
+-- The same from inside of a task.
+local function pause()
+  for _ = 1, 5 do core.sleep(0) end
+end
+
 -- The same body in each of the places where a caller may be.
 local contexts = {
   ["the main thread"] = function(body) return body() end,
@@ -18,7 +23,8 @@ local contexts = {
   end,
 }
 
--- Handles as engines give them. The command is a Lua function that gets its ends of the streams and returns its code.
+-- Handles as engines give them. The command is a Lua function that gets its ends of the streams and returns
+-- its code.
 local handle = {}
 handle.__index = handle
 
@@ -57,7 +63,7 @@ end
 
 function handle:wait(seconds)
   self.waits = self.waits + 1
-  if self.inline and not self.begun and seconds ~= 0 then self:execute() end
+  if self.inline and not self.idle and not self.begun and seconds ~= 0 then self:execute() end
   local due = seconds and core.now() + seconds
   while not self.over do
     if due and core.now() >= due then return nil end
@@ -75,11 +81,8 @@ end
 -- In the next turn of the loop, as a kill takes its time.
 function handle:stop(number)
   self.number = self.number or number
-  if self.task then
-    self.task:cancel()
-  else
-    self:finish { exit_code = 128 + number, signal = number }
-  end
+  if self.task then self.task:cancel() end
+  if not self.task or not self.begun then self:finish { exit_code = 128 + number, signal = number } end
 end
 
 function handle:close()
@@ -92,13 +95,13 @@ function handle:resize(rows, cols)
   self.size = { rows, cols }
 end
 
--- launch(body, opts) -> process, handle. opts: streams = "oe" (default), with "i" for stdin; inline, background (the
--- streams outlive the command), pty; the rest are fields of core.process.
+-- launch(body, opts) -> process, handle. opts: streams = "oe" (default), with "i" for stdin; inline, idle (it
+-- never starts), background (the streams outlive the command), pty; the rest are fields of core.process.
 local function launch(body, opts)
   opts = opts or {}
   local made = setmetatable({
     over = false, pid = 12, signals = {}, closes = 0, waits = 0, streams = {}, body = body,
-    inline = opts.inline, background = opts.background, pty = opts.pty,
+    inline = opts.inline, idle = opts.idle, background = opts.background, pty = opts.pty,
   }, handle)
   local fields = { command = "sort -u", op = "popen" }
   for _, name in ipairs { "command", "check", "settle", "timeout" } do
@@ -108,10 +111,7 @@ local function launch(body, opts)
   if streams:find "i" then made.streams.stdin, fields.stdin = core.pipe "stdin" end
   if streams:find "o" then fields.stdout, made.streams.stdout = core.pipe "stdout" end
   if streams:find "e" then fields.stderr, made.streams.stderr = core.pipe "stderr" end
-  if not opts.inline then
-    made.task = spawn(function() made:execute() end)
-    turns(1) -- a task that is cancelled before it starts would leave no result
-  end
+  if not opts.inline then made.task = spawn(function() made:execute() end) end
   return core.process(made, fields), made
 end
 
@@ -198,8 +198,7 @@ describe("bough.process", function()
 
       it("raises timeout and leaves the process alone", function()
         context(function()
-          local p <close>, h = launch(inline and function() return 0 end or endless, { inline = inline })
-          h.begun = true -- an inline one does not start by itself
+          local p <close>, h = launch(endless, { inline = inline, idle = inline })
           local problem = raises("timeout", p.wait, p, 0.02)
           assert.equal("wait: the process is still running after 0.02 s: it goes on; kill() ends it",
             tostring(problem))
@@ -212,8 +211,7 @@ describe("bough.process", function()
 
       it("honours a deadline of the caller", function()
         context(function()
-          local p <close>, h = launch(inline and function() return 0 end or endless, { inline = inline })
-          h.begun = true
+          local p <close>, h = launch(endless, { inline = inline, idle = inline })
           local problem = raises("timeout", core.deadline, 0.02, function() p:wait() end)
           assert.equal("deadline", problem.op)
           problem = raises("timeout", core.deadline, 0.02, function() p:communicate() end)
@@ -240,8 +238,8 @@ describe("bough.process", function()
         context(function()
           local seen
           do
-            local p <close>, h = launch(endless, { inline = inline })
-            h.begun, seen = true, h
+            local p <close>, h = launch(endless, { inline = inline, idle = inline })
+            seen = h
             assert.is_nil(p.returncode)
           end
           assert.is_true(seen.over)
@@ -438,7 +436,7 @@ describe("bough.process", function()
       run(function()
         local first = spawn(function() p:wait() end)
         eventually(function() return p.returncode end)
-        core.sleep(0.002)
+        pause()
         assert.matches("coroutine", raises("state", coroutine.wrap(function() p:wait() end)).message)
         first:wait()
       end)
@@ -451,7 +449,7 @@ describe("bough.process", function()
       run(function()
         for _, name in ipairs { "wait", "communicate", "close" } do
           local task = spawn(function() p[name](p) end)
-          core.sleep(0.002)
+          pause()
           task:cancel()
           raises("cancelled", task.wait, task)
         end
@@ -634,7 +632,7 @@ describe("bough.process", function()
       local input = ("x"):rep(3 * MIB)
       run(function()
         local task = spawn(function() p:communicate(input) end)
-        core.sleep(0.002)
+        pause()
         raises("busy", p.communicate, p)
         task:cancel()
         raises("cancelled", task.wait, task)
@@ -795,7 +793,8 @@ describe("bough.process", function()
 
     it("never raises what the process did", function()
       do
-        local p <close> = launch(function() return 3 end, { check = true, settle = function() error "settled" end })
+        local function settle() error "settled" end
+        local p <close> = launch(function() return 3 end, { check = true, settle = settle })
         eventually(function() return p.returncode end)
       end
       do
@@ -848,13 +847,14 @@ describe("bough.process", function()
               end })
               endless()
             end)
+            pause() -- it has begun
             seen = h
           end
           after = true
         end)
         eventually(function() return seen and seen.closes == 1 end)
         task:cancel()
-        core.sleep(0.002)
+        pause()
         assert.equal("waiting", task.status)
         gate.open = true
         raises("cancelled", task.wait, task)

@@ -122,8 +122,8 @@ void bough_crew_hang_up(struct bough_crew *crew, const struct bough_err *why)
     crew->refs++;
     stop_polling(crew);
     crew->hung_up = true;
-    bough_client_hang_up(crew->client);
     while (crew->all)
         bough_process_lose(crew->all, why);
+    bough_client_hang_up(crew->client);
     bough_crew_unref(crew);
 }

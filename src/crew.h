@@ -25,6 +25,8 @@ struct bough_crew {
     bool sessions;             /* each process leads a session and a group of its own */
     void (*left)(struct bough_crew *crew,
                  struct bough_process *process); /* one has ended; may be NULL */
+    /* One was killed by SIGKILL and nobody here knows why: true when bough_process_conclude will be called. May be NULL. */
+    bool (*ask_why)(struct bough_crew *crew, struct bough_process *process);
     void (*gone)(
         struct bough_crew *crew); /* the other end has closed; NULL: then all fail at once */
     void *owner;

@@ -41,7 +41,6 @@ static void stepped(struct bough_run *run)
     instance->finishing = true;
     hang_up(instance);
     if (run->state == BOUGH_RUN_STOPPED && instance->automatic) {
-        run->image.result.oom = run->ending.oom && run->image.result.signal == SIGKILL;
         if (instance->good > 0)
             bough_run_commit(run);
         else
@@ -78,6 +77,55 @@ static void left(struct bough_crew *crew, struct bough_process *p)
         bough_instance_finish(instance);
     else
         bough_instance_close(instance);
+}
+
+/* --- why was it killed? ---- */
+
+struct inquiry {
+    struct bough_instance *instance;
+    struct bough_process *process;
+};
+
+static bool answered(void *arg, struct bough_message *msg, const struct bough_err *err)
+{
+    struct inquiry *i = arg;
+    (void)err;
+    int64_t kills = msg && msg->type == BOUGH_MSG_DONE ? bough_get_i64(&msg->body) : 0;
+    i->process->oom = kills > i->instance->oom_kills;
+    if (i->process->oom)
+        i->instance->oom_kills = kills;
+    bough_process_conclude(i->process);
+    bough_process_unref(i->process);
+    bough_instance_unref(i->instance);
+    free(i);
+    return false;
+}
+
+/* Only the keeper can look into the sandbox's control group. */
+static bool ask_why(struct bough_crew *crew, struct bough_process *p)
+{
+    struct bough_instance *instance = crew->owner;
+    struct bough_run *run = instance->run;
+    if (run->limits.memory <= 0 || run->id <= 0)
+        return false;
+    struct bough_wbuf body = {0};
+    struct inquiry *i = calloc(1, sizeof *i);
+    bough_put_i64(&body, run->id);
+    if (i) {
+        *i = (struct inquiry){.instance = instance, .process = p};
+        if (bough_client_ask(run->engine->client, BOUGH_MSG_OOM, &body, NULL, 0, answered, i,
+                             NULL) < 0) {
+            free(i);
+            i = NULL;
+        }
+    }
+    bough_wbuf_free(&body);
+    if (!i)
+        return false;
+    instance->refs++;
+    p->refs++;
+    bough_engine_kick(run->engine);
+    return true;
 }
 
 static void gone(struct bough_crew *crew)
@@ -127,6 +175,7 @@ struct bough_instance *bough_instance_new(struct bough_engine *engine, struct bo
     instance->run->owner = instance;
     instance->crew->left = left;
     instance->crew->gone = gone;
+    instance->crew->ask_why = ask_why;
     instance->crew->sessions = true;
     instance->crew->owner = instance;
     return instance;
@@ -140,6 +189,7 @@ void bough_instance_unref(struct bough_instance *instance)
     if (instance->crew) {
         struct bough_err why;
         instance->crew->left = NULL;
+        instance->crew->ask_why = NULL;
         bough_err_set(&why, BOUGH_ERR_cancelled, "the sandbox was closed");
         bough_crew_hang_up(instance->crew, &why);
         bough_crew_unref(instance->crew);

@@ -15,6 +15,7 @@ struct bough_instance {
     bool automatic;
     bool finishing;          /* told to end; no more processes */
     int64_t good;            /* processes that ended of their own */
+    int64_t oom_kills;       /* how many the memory limit has killed so far, as far as we know */
     struct bough_cond quiet; /* fires when the last process has ended */
 };
 

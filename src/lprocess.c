@@ -276,13 +276,15 @@ static void end_check(lua_State *L)
     if (ok || !p->check)
         return;
     struct bough_err err;
+    luaL_checkstack(L, 16, NULL);
     complaint(L, &err);
     size_t size;
     lua_getiuservalue(L, AT_PROCESS, BOUGH_PROCESS_OP);
+    const char *op = lua_tostring(L, -1);
     lua_getiuservalue(L, AT_PROCESS, BOUGH_PROCESS_COMMAND);
     const char *command = luaL_tolstring(L, -1, &size);
     quoted_push(L, command, size);
-    lua_pushfstring(L, "%s %s", lua_tostring(L, -4), lua_tostring(L, -1));
+    lua_pushfstring(L, "%s %s", op ? op : "process", lua_tostring(L, -1));
     bough_lerr_push(L, &err, lua_tostring(L, -1));
     lua_getiuservalue(L, AT_PROCESS, BOUGH_PROCESS_RESULT);
     table_copy(L, -1, 2);
@@ -977,8 +979,11 @@ static int left(lua_State *L)
     lua_pushvalue(L, 1);
     if (lua_pcall(L, 1, 0, 0) != LUA_OK)
         lua_pop(L, 1);
+    lua_settop(L, 3);
     /* the process is no reason to raise here, but a cancellation of the caller must not be lost */
-    return lua_isnil(L, 3) || !lua_isnil(L, 2) ? 0 : (lua_settop(L, 3), lua_error(L));
+    if (lua_isnil(L, 2) && !lua_isnil(L, 3))
+        return lua_error(L);
+    return 0;
 }
 
 /* [process, error under way, own error, result or error]. ctx: how often to try again. */
@@ -1007,8 +1012,9 @@ static int leaving_k(lua_State *L, int status, lua_KContext ctx)
 /* The handle was closed, so it is soon over. */
 static int gave_up_k(lua_State *L, int status, lua_KContext ctx)
 {
-    (void)status;
     (void)ctx;
+    if (has_failed(status))
+        return leaving_k(L, status, 0); /* perhaps nothing was killed */
     lua_settop(L, 3);
     handle_method(L, "wait", "close");
     return leaving_k(L, lua_pcallk(L, 1, 1, 0, RETRIES, leaving_k), RETRIES);
@@ -1236,9 +1242,7 @@ static int core_process(lua_State *L)
     take_field(L, "command", BOUGH_PROCESS_COMMAND);
     take_field(L, "timeout", BOUGH_PROCESS_TIMEOUT);
     take_field(L, "settle", BOUGH_PROCESS_SETTLE);
-    if (lua_getfield(L, 2, "op") == LUA_TNIL)
-        lua_pushliteral(L, "process");
-    lua_setiuservalue(L, -2, BOUGH_PROCESS_OP);
+    take_field(L, "op", BOUGH_PROCESS_OP);
     lua_getfield(L, 2, "check");
     p->check = lua_toboolean(L, -1);
     lua_pop(L, 1);

@@ -314,15 +314,33 @@ static int reader_read(lua_State *L)
     return read_begin(L);
 }
 
-/* Upvalues: the reader, how many formats, the formats. */
+/* The usual case, at a fraction of the cost: a whole line is there. */
+static bool next_line(lua_State *L, struct bough_reader *reader, char kind)
+{
+    const char *data = reader->data + reader->at;
+    const char *end = reader->size > 0 ? memchr(data, '\n', reader->size) : NULL;
+    if (!end || reader->streak >= 2 * BOUGH_STREAM_TURN)
+        return false;
+    size_t size = (size_t)(end - data) + 1;
+    lua_pushlstring(L, data, size - (kind == 'l'));
+    bough_reader_take(reader, size);
+    return true;
+}
+
+/* Upvalues: the reader, 'l' or 'L' where that is the only format (else 0), how many formats, the formats. */
 static int lines_next(lua_State *L)
 {
-    int count = (int)lua_tointeger(L, lua_upvalueindex(2));
+    struct lreader *self = lua_touserdata(L, lua_upvalueindex(1));
+    char kind = (char)lua_tointeger(L, lua_upvalueindex(2));
     lua_settop(L, 0);
+    if (kind && self->reader && next_line(L, self->reader, kind))
+        return 1;
+    int count = (int)lua_tointeger(L, lua_upvalueindex(3));
     luaL_checkstack(L, count + LUA_MINSTACK, "too many formats");
     lua_pushvalue(L, lua_upvalueindex(1));
     for (int i = 1; i <= count; i++)
-        lua_pushvalue(L, lua_upvalueindex(2 + i));
+        lua_pushvalue(L, lua_upvalueindex(3 + i));
+    bough_lreader_check(L, 1, "reader:read");
     return read_begin(L);
 }
 
@@ -331,14 +349,19 @@ static int reader_lines(lua_State *L)
 {
     bough_lreader_check(L, 1, "reader:lines");
     refuse_closed(L, lua_touserdata(L, 1), "reader:lines");
-    check_formats(L, "reader:lines");
+    if (lua_gettop(L) == 1)
+        lua_pushliteral(L, "l");
     int count = lua_gettop(L) - 1;
     if (count > FORMATS_MAX)
         return bough_lerr(L, BOUGH_ERR_invalid, "reader:lines", "more than %d formats",
                           FORMATS_MAX);
-    lua_pushinteger(L, count);
+    check_formats(L, "reader:lines");
+    char kind = format_check(L, 2, "reader:lines").kind;
+    lua_pushinteger(L, count == 1 && (kind == 'l' || kind == 'L') ? kind : 0);
     lua_insert(L, 2);
-    lua_pushcclosure(L, lines_next, count + 2);
+    lua_pushinteger(L, count);
+    lua_insert(L, 3);
+    lua_pushcclosure(L, lines_next, count + 3);
     return 1;
 }
 

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/wait.h>
 
 #include "sys.h"
 
@@ -67,6 +68,7 @@ void bough_process_result(struct bough_process *p, struct bough_result *r, bool 
         r->stdout_size = r->stdout_data ? r->stdout_size : 0;
         r->stderr_size = r->stderr_data ? r->stderr_size : 0;
     }
+    r->oom = p->oom;
     r->elapsed_time = (double)p->end.elapsed_ns / 1e9;
     r->user_time = (double)p->end.user_us / 1e6;
     r->system_time = (double)p->end.system_us / 1e6;
@@ -83,6 +85,8 @@ static void leave(struct bough_process *p)
         if (p->next)
             p->next->link = p->link;
         p->link = NULL;
+        if (p->id > 0)
+            bough_client_forget(crew->client, p->id);
         crew->live--;
         if (crew->left)
             crew->left(crew, p);
@@ -105,7 +109,10 @@ static void fail(struct bough_process *p, const struct bough_err *err)
 
 void bough_process_lose(struct bough_process *p, const struct bough_err *why)
 {
-    fail(p, why);
+    if (p->ended)
+        bough_process_conclude(p);
+    else
+        fail(p, why);
 }
 
 static void started(struct bough_process *p, struct bough_message *msg)
@@ -132,6 +139,16 @@ static void started(struct bough_process *p, struct bough_message *msg)
     bough_cond_fire(&p->changed);
 }
 
+void bough_process_conclude(struct bough_process *p)
+{
+    if (p->state == BOUGH_PROCESS_OVER) /* lost meanwhile */
+        return;
+    bough_streams_finish(&p->streams);
+    if (!p->failed && bough_streams_settle(&p->streams, !p->given_up, &p->err) < 0)
+        p->failed = true;
+    leave(p);
+}
+
 static bool on_message(void *arg, struct bough_message *msg, const struct bough_err *err)
 {
     struct bough_process *p = arg;
@@ -153,10 +170,13 @@ static bool on_message(void *arg, struct bough_message *msg, const struct bough_
         fail(p, &bad);
         return false;
     }
-    bough_streams_finish(&p->streams);
-    if (!p->failed && bough_streams_settle(&p->streams, !p->given_up, &p->err) < 0)
-        p->failed = true;
-    leave(p);
+    p->ended = true;
+    int status = (int)p->end.status; /* a shell tells what killed its child by its own exit code */
+    bool was_killed =
+        WIFSIGNALED(status) ? WTERMSIG(status) == SIGKILL : WEXITSTATUS(status) == 128 + SIGKILL;
+    if (!was_killed || p->end.timed_out || p->given_up || !p->crew->ask_why ||
+        !p->crew->ask_why(p->crew, p))
+        bough_process_conclude(p);
     return false;
 }
 

@@ -28,10 +28,14 @@ struct bough_process {
     int terminal;                 /* descriptor of its terminal for resizing, -1 */
     struct bough_streams streams;
     struct bough_end end;
+    bool ended; /* `end` is known */
+    bool oom;   /* the sandbox's memory limit has killed it */
 };
 
 struct bough_process *bough_process_new(struct bough_crew *crew); /* everything empty */
 void bough_process_unref(struct bough_process *process);
+void bough_process_conclude(
+    struct bough_process *process); /* it has ended, and all that is to be known is */
 void bough_process_start(struct bough_process *process);
 void bough_process_signal(struct bough_process *process, int number, enum bough_scope scope);
 int bough_process_resize(struct bough_process *process, int rows, int cols, struct bough_err *err);

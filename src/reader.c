@@ -199,14 +199,17 @@ void bough_reader_take(struct bough_reader *reader, size_t size)
 
 /* --- putting aside --------------------------------------------------------------------------------- */
 
+static const char *dir(void)
+{
+    const char *named = getenv("TMPDIR");
+    return named && *named ? named : "/tmp";
+}
+
 static int unnamed_file(void)
 {
-    const char *dir = getenv("TMPDIR");
     char path[4096];
-    if (!dir || !*dir)
-        dir = "/tmp";
-    int fd = open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-    if (fd < 0 && (size_t)snprintf(path, sizeof path, "%s/bough-XXXXXX", dir) < sizeof path) {
+    int fd = open(dir(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    if (fd < 0 && (size_t)snprintf(path, sizeof path, "%s/bough-XXXXXX", dir()) < sizeof path) {
         fd = mkostemp(path, O_CLOEXEC);
         if (fd >= 0)
             unlink(path);
@@ -236,12 +239,13 @@ static int write_aside(struct bough_reader *reader, const char *data, size_t siz
     }
     if (size == 0)
         return 0;
-    bough_err_sys(&reader->err, errno, "output that nobody read cannot be put aside in %s",
-                  getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
+    bough_err_sys(&reader->err, errno, "output that nobody read cannot be put aside in %s", dir());
+    if (reader->err.kind != BOUGH_ERR_resource)
+        reader->err.kind = BOUGH_ERR_io; /* whatever it was, it is not what the caller has done */
     if (reader->aside_at == reader->aside_end)
         bough_fd_close(&reader->aside);
-    shut(
-        reader); /* the command hears of it at its next write, as it would with a full disk of its own */
+    /* The command hears of it at its next write, as it would with a full disk of its own. */
+    shut(reader);
     return -1;
 }
 

@@ -1,7 +1,7 @@
 /* spawner.h - the crew that starts plain commands of the host: bough-spawn, when it is first needed.
  *
- * Knows libuv, knows no Lua. One for each loop is enough; whoever makes it frees it. The host gets no child by it (see
- * launch.h). Nothing of it keeps the loop alive but commands that have not ended. */
+ * Knows libuv, knows no Lua. One for each loop is enough; whoever makes it frees it. The host gets no child by it
+ * (see launch.h). Nothing of it keeps the loop alive but commands that have not ended. */
 #ifndef BOUGH_SPAWNER_H
 #define BOUGH_SPAWNER_H
 

@@ -30,7 +30,7 @@ local raise, quote = errors.raise, errors.quote
 ---@field failure { [1]: any }? the error that ended it
 ---@field stopping bough.task? kills the rest, after a failure
 ---@field package timer bough.task?
----@field package weak { [1]: bough.launched? } for tasks: what they hold would never be collected
+---@field package weak { [1]: bough.launched? } for tasks: what they held would not be collected, and so not killed
 ---@field package impatient bough.filter[] those that the time limit has to end
 ---@field package streams table[] ends of pipes of ours
 ---@field package opened bough.sinks[]
@@ -108,9 +108,10 @@ end
 
 -- Says at the end of a stream whether that was the end of the data: `upstream` may have been killed by us.
 local function settled(data, upstream)
-  local weak = data.weak
+  local weak, weak_upstream = data.weak, setmetatable({ upstream }, { __mode = "v" })
   return function()
-    pcall(upstream.wait, upstream)
+    local process = weak_upstream[1]
+    if process then pcall(process.wait, process) end
     return weak[1] ~= nil and not weak[1].given_up
   end
 end

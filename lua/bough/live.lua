@@ -36,7 +36,7 @@ function M.start(place, spec, policy, op, settle)
   local stdin, stdout, stderr = child:streams()
   return core.process(child, {
     stdin = stdin, stdout = stdout, stderr = stderr, command = spec.command, check = policy.check,
-    settle = settle, op = op,
+    settle = settle, op = op, timeout = spec.timeout,
   })
 end
 

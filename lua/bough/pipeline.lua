@@ -69,7 +69,7 @@ end
 
 local function class_of(value)
   local class = getmetatable(value)
-  return type(class) == "table" and rawget(class, "__name") or io.type(value) or type(value)
+  return io.type(value) or type(class) == "table" and rawget(class, "__name") or type(value)
 end
 
 local function is_default_output(value) return value == nil or value == true or value == core.PIPE end

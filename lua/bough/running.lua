@@ -142,6 +142,7 @@ local function result_of(data)
     complaints[#complaints + 1] = stages[i].stderr
     limited = limited or is_limited(data, stage, stages[i])
   end
+  data.limited = limited
   local pipefail = data.plan.options.pipefail or false
   local at = deciding(stages, pipefail)
   local last = data.stages[#data.stages].result
@@ -191,8 +192,7 @@ local function judge(data, result, cut)
   end
   local wanted = data.plan.options.check
   if wanted == nil then wanted = data.judged end
-  local at = result.stages[result.stage]
-  if wanted and result.timed_out and not at.timed_out then error(complaint(data, result), 0) end
+  if wanted and data.limited then error(complaint(data, result), 0) end
   for i = #result.stages, 1, -1 do
     local own = data.plan.stages[i].check
     if (own or (wanted and i == result.stage)) and is_bad(result.stages[i]) then
@@ -364,13 +364,6 @@ function meta:__close()
   local data = rawget(self, DATA)
   if data.stopping then return data.stopping:wait() end
   if not data.over and not data.given_up then launch.stop(data) end
-end
-
-function meta:__gc()
-  local data = rawget(self, DATA)
-  if data.over or data.given_up then return end
-  data.given_up = true
-  pcall(core.spawn, launch.stop, data) -- nothing may wait here
 end
 
 return M

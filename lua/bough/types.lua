@@ -286,6 +286,85 @@ function driver:remove(uuid) end
 ---@return bough.job job its result a row
 function driver:import(kind, source, opts) end
 
+--- Boots a sandbox that hosts processes. Does not wait: what is wrong is told by its `started` and its processes.
+---@param uuid string
+---@param spec table hostname, network, limits, timeout, disposable, files (bough.staged); automatic: it ends with its
+---  last process, leaving an image unless all of them were given up; tag, command: of that image
+---@return bough.sandbox
+function driver:boot(uuid, spec) end
+
+---@class bough.sandbox what `boot` gives: the engine's side of an instance
+---@field hosts boolean processes may be started
+---@field live integer processes that have not ended
+---@field stopped boolean
+---@field over boolean its image is there, or never will be
+---@field closed boolean
+---@field timed_out boolean
+---@field oom boolean
+local sandbox = {}
+--- Waits until it is there; raises why it is not.
+function sandbox:started() end
+--- Does not wait.
+---@param spec table of one process, as `options.spec` gives it
+---@return bough.child
+function sandbox:exec(spec) end
+--- Waits for the end (of one that is not automatic: until it is stopped).
+---@return bough.row? row of its image, where it left one
+function sandbox:wait() end
+---@param opts { tag: string?, command: string? }
+---@return bough.row
+function sandbox:commit(opts) end
+--- SIGTERM, and SIGKILL for who is left after that time. Waits until it is sealed.
+---@param seconds number
+function sandbox:stop(seconds) end
+--- Kills, and keeps nothing. Never waits.
+function sandbox:close() end
+
+---@class bough.child what `exec` gives: the engine's side of a process
+---@field over boolean `wait` would not wait
+---@field ended boolean
+---@field terminal boolean it has one
+---@field pid integer? as the sandbox numbers it; nil before it runs
+local child = {}
+--- Waits until it runs; raises why it does not.
+function child:started() end
+--- Its result; nil when the time passed first. Calls functions given for its streams meanwhile. Waits. Repeatable.
+---@param seconds number?
+---@return bough.result?
+function child:wait(seconds) end
+--- What the caller reads and writes; once, after `started` where it has a terminal.
+---@return bough.writer? stdin
+---@return bough.reader? stdout
+---@return bough.reader? stderr
+function child:streams() end
+---@param number integer
+---@param scope "group"|"tree"
+function child:signal(number, scope) end
+---@param rows integer
+---@param cols integer
+function child:resize(rows, cols) end
+--- Kills all it started. Never waits.
+function child:close() end
+
+--- A plain command of the host. Does not wait.
+---@param spec table
+---@return bough.child
+function core.host_exec(spec) end
+
+--- The object around an engine's process.
+---@param handle bough.child|table
+---@param fields { stdin: bough.writer?, stdout: bough.reader?, stderr: bough.reader?, command: string, check: boolean?,
+---  settle: (fun(): bough.image?)?, op: string? }
+---@return bough.process
+function core.process(handle, fields) end
+
+--- The object around an engine's sandbox.
+---@param handle bough.sandbox|table
+---@param methods table functions of the instance
+---@param fields table what can be read
+---@return bough.instance
+function core.instance(handle, methods, fields) end
+
 ---@class bough.item what is to be put in place
 ---@field path string absolute
 ---@field kind "file"|"dir"|"symlink"
@@ -508,10 +587,26 @@ function session:diff(other) end
 ---@param opts table?
 ---@return string path
 function session:export(path, opts) end
+--- Starts a live process in the session's sandbox, which is booted for the first one; all share it, and when the last
+--- has ended the session moves to the image that it left. Until then the session is busy for everything else that moves
+--- it. Waits until the process runs. Options: as `run`, but stdout and stderr are pipes unless you say otherwise.
+---@param command string|table
+---@param opts table? with a shell line
 ---@return bough.process
-function session:popen(...) end
+function session:popen(command, opts) end
+--- A command that has not been started, for pipelines.
+---@param command string|table
+---@param opts table? with a shell line
+---@return bough.command
+function session:cmd(command, opts) end
+--- A shell in the caller's terminal, until it ends. Waits.
+---@param opts table? options of `popen`; an array part runs that instead
+---@return integer code
+function session:shell(opts) end
+--- A sandbox of its own that hosts processes, at the image where the session stands. Waits until it is there.
+---@param opts table?
 ---@return bough.instance
-function session:boot(...) end
+function session:boot(opts) end
 --- Ends it and kills what runs in it. Twice does nothing.
 function session:close() end
 

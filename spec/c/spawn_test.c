@@ -25,8 +25,10 @@ static void on_child(int sig)
 static void check_text(bool passed, const char *text, const char *name)
 {
     if (!check(passed, "%s", name))
-        for (const char *line = text; *line; line += strcspn(line, "\n"), line += *line == '\n')
-            printf("# %.*s\n", (int)strcspn(line, "\n"), line);
+        for (size_t i = 0, n; text[i]; i += n + (text[i + n] == '\n')) {
+            n = strcspn(text + i, "\n");
+            printf("# %.*s\n", (int)n, text + i);
+        }
 }
 
 static void test_plain(int sock)
@@ -242,7 +244,7 @@ static struct story tree_start(int sock, int64_t timeout_ms, int *reading)
     MUST(pipe2(out, O_CLOEXEC));
     struct bough_command command =
         command_of(SHELL("sh -c 'sleep 1000 & setsid sleep 1000 & "
-                         "sh -c \"trap : TERM HUP INT; sleep 1000 & echo ready; wait; wait\"' & "
+                         "sh -c \"sleep 1000 & echo ready; wait; wait\"' & "
                          "sleep 1000 & echo ready; wait; wait; wait"));
     command.streams = 2;
     command.timeout_ms = timeout_ms;
@@ -367,8 +369,9 @@ static void test_clean(int sock)
     check_text(!strcmp(text, "0 1 2 3 "), text, "clean: no descriptors but its own");
     shell_run(sock, "exec sed -En '/^Sig(Blk|Ign|Cgt|Pnd)/p' /proc/self/status", text, sizeof text);
     bool none = true;
+    /* 32 and 33 are the C library's own, which it does not let anybody set. */
     for (const char *line = text; *line; line = strchr(line, '\n') + 1)
-        none = none && !strncmp(line + 7, "\t0000000000000000\n", 18);
+        none = none && (strtoull(line + 7, NULL, 16) & ~0x180000000ULL) == 0;
     check_text(none && strlen(text) > 20, text, "clean: signals at their defaults");
     shell_run(sock, "set -- $(cat /proc/self/stat); echo $5 $6", text, sizeof text);
     snprintf(expected, sizeof expected, "%d %d\n", getpgrp(), getsid(0));
@@ -458,8 +461,8 @@ static void make_raw(int tty)
     MUST(tcsetattr(tty, TCSANOW, &raw));
 }
 
-/* A host of its own: three commands that hold the pipe, a larger tree, and two terminals, of which the second is guarded
- * in the place of the first. It closes its connection when it is told to. */
+/* A host of its own: three commands that hold the pipe, a larger tree, and two terminals, of which the second is
+ * guarded in the place of the first. It closes its connection when it is told to. */
 static _Noreturn void be_host(int holding, int told, const int *ttys, const struct termios *before)
 {
     int sock = host_start(), reading;
@@ -525,6 +528,81 @@ static void test_death(bool dies)
     }
     close(out[0]);
     close(pidfd);
+}
+
+/* A host in the foreground of a terminal. It hears what is typed there, as its commands do. */
+static _Noreturn void be_foreground(int told, int tty)
+{
+    struct termios before;
+    pid_t mine[2] = {getpid()};
+    while (tcgetpgrp(tty) != getpid())
+        sched_yield();
+    signal(SIGINT, SIG_IGN);
+    MUST(tcgetattr(tty, &before));
+    int sock = host_start();
+    mine[1] = host_pid_of(sock);
+    struct bough_command command = command_of(ARGV("sleep", "1000"));
+    struct story s = host_begin(sock, &command, NULL);
+    MUST(write(told, "", 1));
+    host_finish(sock, &s);
+    if (!ended_with(&s, SIGINT))
+        _exit(1);
+    say_guard(sock, tty, &before);
+    make_raw(tty);
+    host_pid_of(sock); /* the guard has arrived */
+    MUST(write(told, mine, sizeof mine));
+    for (;;)
+        pause();
+}
+
+/* The shell that started it. Its own end is the verdict. */
+static _Noreturn void be_shell(int master, int tty)
+{
+    int told[2];
+    pid_t of[2];
+    struct termios before, now;
+    char go;
+    signal(SIGTTOU, SIG_IGN);
+    MUST(setsid());
+    MUST(ioctl(tty, TIOCSCTTY, 0));
+    MUST(tcgetattr(tty, &before));
+    MUST(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, told));
+    pid_t host = MUST(fork());
+    if (host == 0) {
+        setpgid(0, 0);
+        close(told[0]);
+        be_foreground(told[1], tty);
+    }
+    close(told[1]);
+    setpgid(host, host);
+    MUST(tcsetpgrp(tty, host));
+    if (read(told[0], &go, 1) != 1)
+        _exit(2);
+    MUST(write(master, "\3", 1));
+    if (read(told[0], of, sizeof of) != sizeof of)
+        _exit(3);
+    int pidfd = MUST(syscall(SYS_pidfd_open, of[1], 0));
+    MUST(tcsetpgrp(tty, getpgrp()));
+    MUST(kill(host, SIGKILL));
+    if (!gone(pidfd) || tcgetattr(tty, &now) < 0)
+        _exit(4);
+    _exit(now.c_lflag == before.c_lflag && now.c_iflag == before.c_iflag ? 0 : 5);
+}
+
+static void test_foreground(void)
+{
+    int master, tty, status = 0;
+    MUST(openpty(&master, &tty, NULL, NULL, NULL));
+    fflush(stdout);
+    pid_t shell = MUST(fork());
+    if (shell == 0)
+        be_shell(master, tty);
+    MUST(waitpid(shell, &status, 0));
+    check(status == 0,
+          "foreground: an interrupt ends the command; the terminal is put right from behind (%x)",
+          (unsigned)status);
+    close(master);
+    close(tty);
 }
 
 static void test_unguard(void)
@@ -631,6 +709,10 @@ int main(void)
     const char *tmp = getenv("TMPDIR");
     setvbuf(stdout, NULL, _IOLBF, 0);
     signal(SIGPIPE, SIG_IGN);
+    if (syscall(SYS_pidfd_open, getpid(), 0) < 0) {
+        printf("1..0 # SKIP needs pidfd_open(2), which is not in valgrind 3.19\n");
+        return 0;
+    }
     snprintf(scratch, sizeof scratch, "%s/bough-spawn-XXXXXX", tmp ? tmp : "/tmp");
     if (!mkdtemp(scratch))
         return printf("Bail out! %s: %s\n", scratch, strerror(errno)), 1;
@@ -660,6 +742,7 @@ int main(void)
     close(sock);
     test_death(true);
     test_death(false);
+    test_foreground();
     test_unguard();
     test_sessions();
     test_spawner();

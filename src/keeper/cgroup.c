@@ -370,15 +370,15 @@ int bough_cgroup_place(struct bough_cgroups *groups, const char *name, const pid
     return 0;
 }
 
-bool bough_cgroup_oom(const struct bough_cgroups *groups, const char *name)
+long bough_cgroup_oom(const struct bough_cgroups *groups, const char *name)
 {
     char text[512];
     const char *file = groups->version == 2 ? "memory.events" : "memory.oom_control";
     if (groups->dirs[BOUGH_MEMORY] < 0 ||
         read_at(groups->dirs[BOUGH_MEMORY], name, file, text, sizeof text) < 0)
-        return false;
+        return 0;
     const char *at = strstr(text, "oom_kill ");
-    return at && strtol(at + 9, NULL, 10) > 0;
+    return at ? strtol(at + 9, NULL, 10) : 0;
 }
 
 bool bough_cgroup_remove(const struct bough_cgroups *groups, const char *name)

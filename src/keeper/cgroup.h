@@ -28,8 +28,8 @@ void bough_cgroups_close(struct bough_cgroups *groups); /* removes our directori
 /* Puts `pids` into groups of their own with these limits (0: none), as far as there are controllers. */
 int bough_cgroup_place(struct bough_cgroups *groups, const char *name, const pid_t *pids, int count,
                        const struct bough_limits *limits, struct bough_err *err);
-bool bough_cgroup_oom(const struct bough_cgroups *groups,
-                      const char *name); /* has the limit killed? */
+long bough_cgroup_oom(const struct bough_cgroups *groups,
+                      const char *name); /* how many processes the limit has killed */
 /* Removes the groups; false while the kernel still holds them (try again later). */
 bool bough_cgroup_remove(const struct bough_cgroups *groups, const char *name);
 

@@ -261,6 +261,9 @@ BOUGH_FOREIGN_STACK static int spawned_main(void *arg)
 /* CLONE_VFORK: until the new one has left our memory nobody else is to run in it. */
 BOUGH_FOREIGN_STACK static void spawn(struct bough_child *child)
 {
+    /* This limit counts when a process is made, so it has to be the maker's. */
+    if (child->pids_rlimit > 0)
+        set_rlimit(RLIMIT_NPROC, child->pids_rlimit);
     if (clone(spawned_main, child->stacks + 2 * STACK_SIZE,
               CLONE_VM | CLONE_FILES | CLONE_VFORK | CLONE_PARENT | CLONE_PARENT_SETTID |
                   CLONE_CHILD_CLEARTID | SIGCHLD,

@@ -271,6 +271,9 @@ static bool serve_host(struct keeper *k)
     case BOUGH_MSG_OPEN:
         open_file(k, &msg);
         break;
+    case BOUGH_MSG_OOM:
+        bough_keep_oom(&k->keep, &msg);
+        break;
     case BOUGH_MSG_BYE:
         k->bye = true;
         k->bye_id = msg.id;

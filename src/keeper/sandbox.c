@@ -252,6 +252,18 @@ void bough_keep_blank_failed(struct bough_keep *keep, const struct bough_err *er
     keep->pending_tail = &keep->pending;
 }
 
+void bough_keep_oom(struct bough_keep *keep, struct bough_message *msg)
+{
+    int64_t id = bough_get_i64(&msg->body), kills = 0;
+    struct bough_wbuf body = {0};
+    for (struct bough_sandbox *b = keep->all; b; b = b->next)
+        if (b->id == id && b->watch_oom)
+            kills = bough_cgroup_oom(&keep->site->groups, b->group);
+    bough_put_i64(&body, kills);
+    bough_send(keep->host, BOUGH_MSG_DONE, msg->id, &body, NULL, 0, NULL);
+    bough_wbuf_free(&body);
+}
+
 bool bough_keep_nursery(struct bough_keep *keep)
 {
     struct bough_message msg;

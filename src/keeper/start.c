@@ -3,20 +3,37 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "../sys.h"
 
-/* When the memory limit is reached the command and its children are to go, not init, which has to report. Once it has
- * a memory of its own: the kernel takes this for all who share one. */
-static void go_first(pid_t command)
+static ssize_t score(const char *process, int flags, char *text, ssize_t size)
 {
     char path[48];
-    snprintf(path, sizeof path, "/proc/%d/oom_score_adj", (int)command);
-    BOUGH_CLEANUP_FD int fd = open(path, O_WRONLY | O_CLOEXEC);
-    if (fd >= 0)
-        (void)!write(fd, "800", 3);
+    snprintf(path, sizeof path, "/proc/%s/oom_score_adj", process);
+    BOUGH_CLEANUP_FD int fd = open(path, flags | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    return flags == O_RDONLY ? read(fd, text, (size_t)size) : write(fd, text, (size_t)size);
+}
+
+/* When the memory limit is reached the command and its children are to go, not init, which has to report. The kernel
+ * takes a score for all who share a memory, and it may be a moment yet until the command has one of its own. */
+static void go_first(pid_t command)
+{
+    char pid[16], own[16], now[16], first[] = "800";
+    snprintf(pid, sizeof pid, "%d", (int)command);
+    ssize_t size = score("self", O_RDONLY, own, sizeof own);
+    for (int i = 0; i < 100 && size > 0; i++) {
+        if (score(pid, O_WRONLY, first, 3) < 0 ||
+            (score("self", O_RDONLY, now, sizeof now) == size &&
+             memcmp(now, own, (size_t)size) == 0))
+            return;
+        score("self", O_WRONLY, own, size);
+        sched_yield();
+    }
 }
 
 /* HOME comes from the image's passwd(5) unless the caller says otherwise. A bare name is one that the caller does not

@@ -9,11 +9,13 @@
 
 struct bough_worker {
     struct bough_worker *next;
-    pid_t pid; /* 0: a commit that waits for its sandbox to stand still */
+    pid_t pid; /* 0: a commit that waits for its turn, or for its sandbox to stand still */
     int64_t id;
     int64_t layer;            /* that it is making, 0 */
     bool killed;              /* the host has asked for it */
     bool sweeping;            /* after another one */
+    int64_t sandbox;          /* that a commit copies, 0 */
+    bool asked;               /* it is to stand still for this one */
     struct bough_message msg; /* of a commit that waits */
 };
 
@@ -44,20 +46,46 @@ static int begin(struct bough_workers *workers, struct bough_worker *w, struct b
 
 /* ---- commits ---- */
 
+/* One after the other: whoever has heard of his may ask for the next before its worker is gone. */
+static int commit_turn(struct bough_workers *workers, struct bough_worker *w, struct bough_err *err)
+{
+    for (const struct bough_worker *o = workers->all; o; o = o->next)
+        if (o->asked && o->sandbox == w->sandbox)
+            return 0;
+    w->asked = true;
+    return bough_keep_freeze(workers->keep, w->sandbox, w->id, err);
+}
+
 /* The message goes into the worker, until there is a directory to copy. */
-static int wait_for_sandbox(struct bough_workers *workers, struct bough_worker *w,
-                            struct bough_message *msg, struct bough_err *err)
+static int commit_begin(struct bough_workers *workers, struct bough_worker *w,
+                        struct bough_message *msg, struct bough_err *err)
 {
     struct bough_rbuf body = msg->body;
-    int64_t sandbox = bough_get_i64(&body);
+    w->sandbox = bough_get_i64(&body);
     bough_get_i64(&body);
-    if (body.failed || msg->fd_count > 0)
+    if (body.failed || w->sandbox <= 0 || msg->fd_count > 0)
         return bough_err_set(err, BOUGH_ERR_protocol, "commit: malformed");
-    if (bough_keep_freeze(workers->keep, sandbox, msg->id, err) < 0)
+    if (commit_turn(workers, w, err) < 0)
         return -1;
     w->msg = *msg;
     msg->data = NULL;
     return 0;
+}
+
+/* The sandbox goes on, until the commit that has waited longest stops it again. */
+static void commit_end(struct bough_workers *workers, int64_t sandbox, int64_t commit)
+{
+    struct bough_err err;
+    bough_keep_thaw(workers->keep, commit);
+    for (;;) {
+        struct bough_worker *first = NULL;
+        for (struct bough_worker *w = workers->all; w; w = w->next)
+            if (w->sandbox == sandbox && !w->asked)
+                first = w; /* new ones come in front */
+        if (!first || commit_turn(workers, first, &err) == 0)
+            return;
+        fail(workers, first, &err);
+    }
 }
 
 static void say_unchanged(struct bough_workers *workers, struct bough_worker *w)
@@ -80,8 +108,10 @@ static void sandbox_frozen(void *arg, int64_t commit, struct bough_message *froz
         w = w->next;
     if (!w)
         return;
+    int64_t sandbox = w->sandbox;
     if (!frozen) {
         fail(workers, w, why);
+        commit_end(workers, sandbox, commit);
         return;
     }
     bool changed = bough_get_i64(&frozen->body) != 0;
@@ -98,7 +128,7 @@ static void sandbox_frozen(void *arg, int64_t commit, struct bough_message *froz
             return;
         fail(workers, w, &err);
     }
-    bough_keep_thaw(workers->keep, commit);
+    commit_end(workers, sandbox, commit);
 }
 
 /* ---- all requests ---- */
@@ -127,7 +157,7 @@ void bough_workers_start(struct bough_workers *workers, struct bough_message *ms
     }
     *w = (struct bough_worker){.next = workers->all, .id = msg->id, .layer = bough_work_layer(msg)};
     workers->all = w;
-    int rc = msg->type == BOUGH_MSG_COMMIT ? wait_for_sandbox(workers, w, msg, &err)
+    int rc = msg->type == BOUGH_MSG_COMMIT ? commit_begin(workers, w, msg, &err)
                                            : begin(workers, w, msg, &err);
     if (rc < 0)
         fail(workers, w, &err);
@@ -146,9 +176,10 @@ void bough_workers_kill(struct bough_workers *workers, int64_t id)
         return;
     }
     struct bough_err err;
+    int64_t sandbox = w->sandbox;
     bough_err_set(&err, BOUGH_ERR_cancelled, "cancelled");
     fail(workers, w, &err);
-    bough_keep_thaw(workers->keep, id);
+    commit_end(workers, sandbox, id);
 }
 
 /* Puts another in the place of a worker that did not end well. False: there is nobody to wait for. */
@@ -175,9 +206,12 @@ void bough_workers_reaped(struct bough_workers *workers, pid_t pid, int status)
         w = w->next;
     if (!w)
         return;
-    bough_keep_thaw(workers->keep, w->id);
+    int64_t sandbox = w->sandbox, id = w->id;
+    w->sandbox = 0; /* nothing of it is read any more */
     if (status == 0 || w->sweeping || !sweep(workers, w, status))
         drop(workers, w);
+    if (sandbox)
+        commit_end(workers, sandbox, id);
 }
 
 void bough_workers_stop(struct bough_workers *workers)

@@ -1,6 +1,7 @@
 /* workers.h - the keeper's children that carry out requests (work.h): started, killed, swept up after.
  *
- * A COMMIT waits for its sandbox to stand still before its worker starts, and lets it go on when that has ended. */
+ * A COMMIT waits for its sandbox to stand still before its worker starts, and lets it go on when that has ended. A
+ * second one of the same sandbox waits for that. */
 #ifndef BOUGH_WORKERS_H
 #define BOUGH_WORKERS_H
 

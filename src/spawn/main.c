@@ -1,9 +1,10 @@
 /* bough-spawn - starts plain commands of the host, so that the host need neither fork nor have children.
  *
- * Started by core.so with descriptor 3, a SOCK_SEQPACKET to it, and 4, a pidfd of the host. Single-threaded, event
- * driven. Unlike the keeper it stays in the host's session and process group, and so do its commands: less(1) or an
- * editor finds the terminal that the host has. When the host closes the socket or dies, guarded terminals get their
- * settings back, and all commands end. */
+ * Started by core.so with descriptor 3, a SOCK_SEQPACKET to it, and 4, a pidfd of the host. Single-threaded,
+ * event driven. Unlike the keeper it stays in the host's session and process group, and so do its commands:
+ * less(1) or an editor finds the terminal that the host has. When the host closes the socket or dies, a guarded
+ * terminal gets its settings back, and all commands are killed. What a command has left running when it ended by
+ * itself, a daemon, goes on. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>

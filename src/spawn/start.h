@@ -13,8 +13,8 @@
 extern const int bough_start_ignored[];
 extern const int bough_start_ignored_count;
 
-/* `fds`: a descriptor above 2 for each stream that the command names; they stay the caller's. Returns the child, and in
- * `master` that of its terminal (the caller's to close) or -1; or -1. Our own 0-2 must be /dev/null. */
+/* `fds`: a descriptor above 2 for each stream that the command names; they stay the caller's. Returns the child, and
+ * in `master` that of its terminal (the caller's to close) or -1; or -1. Our own 0-2 must be /dev/null. */
 pid_t bough_start(const struct bough_command *command, const int *fds, int fd_count, int *master,
                   struct bough_err *err);
 
