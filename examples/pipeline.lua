@@ -33,7 +33,7 @@ local strict = (s:cmd "echo broken >&2; exit 3" | s:cmd "cat"):with { pipefail =
 print(select(2, pcall(strict.wait, strict)))
 
 -- A conversation: started, written to, read from.
-local run <close> = (s:cmd { "cat", stdin = bough.PIPE } | s:cmd { "sed", "-u", "s/^/> /" }):start()
+local run <close> = (s:cmd { "cat", stdin = bough.PIPE } | s:cmd 'while read -r x; do echo "> $x"; done'):start()
 for _, line in ipairs { "hello", "world" } do
   run.stdin:write(line, "\n")
   print(run:read "l")

@@ -621,8 +621,8 @@ describe("core.pipe", function()
         end
         assert.equal(256 * MiB, size)
       end)
-      -- strings that the collector has not swept yet are in it
-      assert.is_true(most - before < 48 * MiB, ("%d KiB more"):format((most - before) >> 10))
+      -- strings that the collector has not swept yet are in it, and what a sanitizer holds back
+      assert.is_true(most - before < 128 * MiB, ("%d KiB more"):format((most - before) >> 10))
     end)
 
     it("never mixes two calls", function()

@@ -59,7 +59,7 @@ static int started_k(lua_State *L, int status, lua_KContext ctx)
     if (p->state == BOUGH_PROCESS_STARTING)
         return bough_wait(L, &check(L)->process->changed, ctx, started_k);
     if (p->failed && p->pid == 0)
-        return bough_lerr_raise(L, &p->err, NULL);
+        return bough_lerr_raise(L, &p->err, NULL); /* whoever starts it says what it was called */
     return 0;
 }
 
@@ -105,7 +105,7 @@ static int wait_k(lua_State *L, int status, lua_KContext ctx)
     if (bough_served_due(&l->served))
         return bough_served_call(L, &l->served);
     if (p->state == BOUGH_PROCESS_OVER && p->failed)
-        return bough_lerr_raise(L, &p->err, NULL);
+        return bough_lerr_raise(L, &p->err, "wait");
     if (bough_served_drained(&l->served) && bough_served_last(L, &l->served, &result))
         return result;
     if (is_over(l)) {

@@ -92,7 +92,7 @@ static int wait_k(lua_State *L, int status, lua_KContext ctx)
     (void)status;
     struct bough_run *run = run_of(L);
     if (run->state == BOUGH_RUN_FAILED)
-        return bough_lerr_raise(L, &run->err, NULL);
+        return bough_lerr_raise(L, &run->err, "popen");
     if (run->state != BOUGH_RUN_DONE && (ctx || run->state != BOUGH_RUN_STOPPED))
         return bough_wait(L, &run->changed, ctx, wait_k);
     if (run->state != BOUGH_RUN_DONE || run->closed || run->disposable)

@@ -35,6 +35,15 @@ local raise, quote = errors.raise, errors.quote
 ---@field package streams table[] ends of pipes of ours
 ---@field package opened bough.sinks[]
 
+--- Whether an error says something about the waiter, and nothing about what he waits for.
+---@param problem any
+---@return boolean
+function M.is_interruption(problem)
+  if not errors.is(problem) then return true end
+  return problem.kind == "cancelled" and problem.op == nil
+    or problem.kind == "timeout" and problem.op == "deadline"
+end
+
 -- -- giving up ---------------------------------------------------------------------------------------
 
 local function close_now(process) local _ <close> = process end
@@ -232,6 +241,22 @@ local function start_timer(data, seconds)
   end)
 end
 
+local function start_stages(data, plan, capture)
+  local stream = first_input(data, plan)
+  for i, stage in ipairs(plan.stages) do
+    local is_last = i == #plan.stages
+    local place = { is_last = is_last, sink = is_last and plan.sink or nil, capture = capture }
+    local start = stage.kind == "command" and start_command or start_function
+    data.stages[i], stream = start(data, stage, stream, place)
+  end
+  data.stdin, data.stdout = data.stages[1].stdin, stream
+  for i, stage in ipairs(plan.stages) do
+    local process = data.stages[i]
+    if stage.kind == "command" and process.started then process:started() end
+  end
+  if data.due and data.impatient[1] then start_timer(data, data.due - core.now()) end
+end
+
 local guard_meta = {
   __close = function(guard)
     if not guard.done then M.stop(guard.data) end
@@ -252,20 +277,10 @@ function M.start(plan, op, capture)
   }
   data.weak = setmetatable({ data }, { __mode = "v" })
   local guard <close> = setmetatable({ data = data }, guard_meta)
-  local stream = first_input(data, plan)
-  for i, stage in ipairs(plan.stages) do
-    local is_last = i == #plan.stages
-    local place = { is_last = is_last, sink = is_last and plan.sink or nil, capture = capture }
-    local start = stage.kind == "command" and start_command or start_function
-    data.stages[i], stream = start(data, stage, stream, place)
-  end
-  data.stdin, data.stdout = data.stages[1].stdin, stream
-  for i, stage in ipairs(plan.stages) do
-    local process = data.stages[i]
-    if stage.kind == "command" and process.started then process:started() end
-  end
-  if data.due and data.impatient[1] then start_timer(data, data.due - core.now()) end
-  if data.failure then error(data.failure[1], 0) end
+  local good, problem = pcall(start_stages, data, plan, capture)
+  -- a function may have failed meanwhile, and what was killed for that starts no more
+  if data.failure and (good or not M.is_interruption(problem)) then error(data.failure[1], 0) end
+  if not good then error(problem, 0) end
   guard.done = true
   return data
 end

@@ -60,13 +60,6 @@ local function has_ended(process)
   return not good or code ~= nil
 end
 
--- Whether an error says something about the waiter, and nothing about what he waits for.
-local function is_interruption(problem)
-  if not errors.is(problem) then return true end
-  return problem.kind == "cancelled" and problem.op == nil
-    or problem.kind == "timeout" and problem.op == "deadline"
-end
-
 -- Returns the error of a command that was judged by its session's `check`, which carries the result.
 local function wait_for(process)
   local good, problem = pcall(process.wait, process)
@@ -100,7 +93,7 @@ local function join(data)
     if good then
       data.judged = data.judged or problem ~= nil
     else
-      if is_interruption(problem) or not has_ended(process) then error(problem, 0) end
+      if launch.is_interruption(problem) or not has_ended(process) then error(problem, 0) end
       launch.fail(data, problem)
     end
   end

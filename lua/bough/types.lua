@@ -351,12 +351,94 @@ function child:close() end
 ---@return bough.child
 function core.host_exec(spec) end
 
---- The object around an engine's process.
----@param handle bough.child|table
----@param fields { stdin: bough.writer?, stdout: bough.reader?, stderr: bough.reader?, command: string, check: boolean?,
----  settle: (fun(): bough.image?)?, op: string? }
+---@class bough.process_handle what an engine gives for a live process: userdata, or a Lua table with these methods
+---@field over boolean it has ended: `wait(0)` gives the result, or raises, without waiting
+---@field pid integer? as its sandbox numbers it
+---@field wait fun(self, seconds: number?): bough.result? the result; nil when `seconds` passed first. Waits; several may
+---  wait at once; raises a failure to start or a loss, the same each time
+---@field signal fun(self, number: integer, scope: "group"|"tree") one to a process that is over is no mistake
+---@field resize fun(self, rows: integer, cols: integer) raises `state` or `unsupported` without a terminal
+---@field close fun(self) gives up: kills the tree. Never waits
+
+---@class bough.process_fields
+---@field stdin bough.writer?
+---@field stdout bough.reader?
+---@field stderr bough.reader?
+---@field command string in one line
+---@field op string? "popen", "exec": in front of what `check` raises; default "process"
+---@field check boolean? a failing end is an error of `wait` and `communicate`
+---@field timeout number? the seconds that the process was given, for messages
+---@field settle (fun(): any)? called once after the end, by the first of wait, communicate, close. May wait. Called again
+---  by the next when that wait was cancelled or hit a deadline; what else it raises, each of them raises. Its result is `image`
+
+--- Makes a process of an engine's handle.
+---@param handle bough.process_handle
+---@param fields bough.process_fields
 ---@return bough.process
 function core.process(handle, fields) end
+
+--- A live or finished command. `<close>` kills all that it started if it is alive and waits until it is over; it raises
+--- nothing that the process did. The collector kills it too, without waiting.
+---@class bough.process
+---@field stdin bough.writer? with `stdin = bough.PIPE`, or a terminal
+---@field stdout bough.reader? nil when it goes elsewhere
+---@field stderr bough.reader? nil when it goes elsewhere, and with a terminal
+---@field pid integer? as its sandbox numbers it
+---@field command string in one line
+---@field returncode integer? nil before the end; 128+n after signal n, 137 after its time limit
+---@field signal integer? that ended it
+---@field timed_out boolean? nil before the end
+---@field ok boolean? exit code 0; nil before the end
+---@field result bough.result a fresh copy, with what `communicate` collected; raises `state` before the end
+---@field resources { user_time: number, system_time: number, max_rss: integer, elapsed_time: number }? nil before the end; seconds, bytes
+---@field image any what the process left, once `wait`, `communicate` or `close` has returned; nil before, and where it leaves none
+local process = {}
+--- The code, or nil while it runs. Never waits. Raises only what made the process fail to run.
+---@return integer? code
+function process:poll() end
+--- Waits for the end and, of the last process of a session, until the session has moved. Repeatable; several tasks may
+--- wait. Meanwhile output that nobody reads is put aside, to be read after. Raises `timeout` when `timeout` passed first
+--- (the process goes on); with `check`, `exit` (or `timeout`, stopped at its own time limit) with result, command and
+--- image; what made the process fail to run. Being cancelled does nothing to the process.
+---@param timeout number? seconds; 0 looks
+---@return integer code
+function process:wait(timeout) end
+--- Sends `input`, closes stdin, and reads both streams until the process has ended; children in the background that
+--- hold its streams are not waited for. Waits. Sizes do not matter, nor whether the command reads its input. Raises as
+--- `wait` does, with `check` both outputs in `error.result`. After a `timeout` nothing is lost: the next call goes on,
+--- without the input or with the same; with another it raises `state`. `busy` while another task does this; `invalid`
+--- for input without stdin = bough.PIPE; `closed` when stdin is. Repeatable: the same outputs again.
+---@param input string? nil closes stdin at once
+---@param timeout number? seconds
+---@return string? stdout what was not read before; nil when it is no pipe and was not captured
+---@return string? stderr
+function process:communicate(input, timeout) end
+--- Sends a signal to the process and its group. On a finished process does nothing. `invalid` for an unknown one, with
+--- the nearest name.
+---@param signal string|integer? "TERM", "sigterm", "RTMIN+1", 15; default "KILL"
+---@return true
+function process:kill(signal) end
+--- kill "TERM".
+---@return true
+function process:terminate() end
+---@param signal string|integer
+---@return true
+function process:send_signal(signal) end
+--- Tells its terminal the size. `invalid` outside of 1 to 65535; `state` or `unsupported` without a terminal.
+---@param rows integer
+---@param cols integer
+---@return true
+function process:resize(rows, cols) end
+--- Hands the caller's terminal over until the process ends. Waits.
+---@param opts table?
+---@return integer? code nil after the detach keys
+function process:attach(opts) end
+--- Closes our ends of its streams, waits for the end, and returns what io.popen's close does; `check` does not count.
+--- Repeatable. Raises what made the process fail to run, or the session fail to move.
+---@return true? ok nil when it failed
+---@return "exit"|"signal" how
+---@return integer number exit code or signal
+function process:close() end
 
 --- The object around an engine's sandbox.
 ---@param handle bough.sandbox|table

@@ -545,7 +545,7 @@ return function(open)
         local process
         local mark = fixture.long_time()
         do
-          local p <close> = instance:exec(("(setsid sleep %s &); echo ready; sleep %s & wait"):format(mark, mark))
+          local p <close> = instance:exec(("setsid sleep %s & echo ready; sleep %s & wait"):format(mark, mark))
           assert.equal("ready", p.stdout:read())
           process = p
         end
@@ -606,7 +606,7 @@ return function(open)
 
     local function stubborn(where)
       local mark = fixture.long_time()
-      return instance:exec { shell = "sleep " .. mark .. " <&0", stdin = bough.PIPE }, mark
+      return (where or instance):exec { "sleep", mark, stdin = bough.PIPE }, mark
     end
 
     -- Lets a task come to its wait: nothing more happens then.

@@ -84,16 +84,29 @@ end
 
 --- Waits until they are as they were in the beginning.
 function screen:restored()
-  fixture.until_true("the terminal's settings to be as before", function()
+  local ok = pcall(fixture.until_true, "the settings", function()
     return self:settings() == self.settings_before
   end)
+  if not ok then
+    error(("the terminal's settings are not as before: %s and now %s; it shows:\n%s")
+      :format(self.settings_before, self:settings(), self:text()), 2)
+  end
+end
+
+--- Whether a terminal hands over each key as it is typed.
+--- @param tty string path
+function screen.is_raw(tty)
+  return scratch.sh("stty -a -F " .. quote(tty)):find("-icanon", 1, true) ~= nil
 end
 
 --- Waits until the terminal is raw: the process has it.
 function screen:handed_over()
-  fixture.until_true("the terminal to be raw", function()
-    return scratch.sh("stty -a -F " .. quote(self.tty)):find("-icanon", 1, true) ~= nil
-  end)
+  fixture.until_true("the terminal to be raw", function() return screen.is_raw(self.tty) end)
+end
+
+--- Waits until it is not.
+function screen:cooked()
+  fixture.until_true("the terminal to take lines", function() return not screen.is_raw(self.tty) end)
 end
 
 --- Runs a Lua script in the pane's shell, which says "[done CODE]" after it.
