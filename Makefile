@@ -10,7 +10,7 @@ PACKAGES := gcc libc6-dev make pkg-config \
   libcurl4-openssl-dev libssl-dev libpcre2-dev lua-cjson busybox-static uidmap
 # what the tests use besides
 TEST_PACKAGES := lua-busted lua-check lua-cqueues lua-luv lua-system luarocks valgrind mmdebstrap zstd xz-utils \
-  skopeo podman docker-registry
+  skopeo podman docker-registry tmux vim-tiny less
 # what `make lint`, `make fuzz` and `make bench` use besides
 LINT_PACKAGES := clang-format clang-tidy
 FUZZ_PACKAGES := clang

@@ -47,6 +47,19 @@ describe("examples", function()
     end
   end)
 
+  it("those of the manual and of processes.md work as they stand", function()
+    local parts = { 'local bough = require "bough"\nlocal box <close> = bough.open()',
+      'local base = box.images:use "busybox"' }
+    for _, path in ipairs { "docs/manual.md", "docs/processes.md" } do
+      for block in io.open(path):read("a"):gmatch "```lua\n(.-)```" do
+        parts[#parts + 1] = ("do\nlocal s <close> = base:session()\n%s\nend"):format(block)
+      end
+    end
+    local script = scratch.file(table.concat(parts, "\n"))
+    check(run("lua5.4 " .. script), { "2\n4\n6\nfalse\ttimeout\n42\n", "100000\n", "137\t9\ttrue\n",
+      "not_found\tpopen: program \"made\"", "30 100" })
+  end)
+
   it("the README's works as it stands", function()
     local code
     for block in io.open("README.md"):read("a"):gmatch "```lua\n(.-)```" do

@@ -282,11 +282,12 @@ describe("attach", function()
       term:start("STORE=" .. scratch.quote(home) .. " %s", [[
         os.execute(arg[-1] .. " -i -e 'bough = require \"bough\" box = bough.open(os.getenv \"STORE\")'")
       ]])
-      term:sees ">"
+      term:sees "Copyright"
       term:type("s = box.images:use('busybox'):session()", "Enter")
       term:type("s:shell()", "Enter")
       term:sees "#"
       term:type("echo word > /kept; exit 4", "Enter")
+      term:sees "\n4\n"
       term:type("print('kept ' .. s:read '/kept')", "Enter")
       term:sees "kept word"
       term:type("s:close() box:close() os.exit(true, true)", "Enter")

@@ -71,7 +71,6 @@ void bough_engine_unref(struct bough_engine *engine)
     if (engine->store)
         bough_store_close(engine->store);
     bough_cond_destroy(&engine->changed);
-    bough_fd_close(&engine->keeper_pidfd);
     for (size_t i = 0; i < engine->fact_count; i++) {
         free(engine->facts[i].key);
         free(engine->facts[i].value);
@@ -200,8 +199,6 @@ static bool on_hello(void *arg, struct bough_message *msg, const struct bough_er
             engine->facts[engine->fact_count++] = fact;
         }
         engine->said_hello = true;
-        if (msg->fd_count > 0)
-            engine->keeper_pidfd = bough_steal_fd(&msg->fds[0]);
     }
     free(facts);
     bough_cond_fire(&engine->changed);
@@ -219,7 +216,6 @@ struct bough_engine *bough_engine_open(struct bough_loop *loop,
     }
     engine->refs = 1;
     engine->loop = loop;
-    engine->keeper_pidfd = -1;
     engine->limits = *limits;
     engine->hashes = bough_hashes_new(); /* without memory for it files are hashed each time */
     bough_cond_init(&engine->changed, loop);

@@ -42,7 +42,6 @@ struct bough_engine {
     struct bough_err failure;     /* why it never said hello */
     struct bough_cond changed;    /* fires on hello and on the keeper's end */
     pid_t keeper_pid;
-    int keeper_pidfd;
     struct bough_fact *facts;
     size_t fact_count;
     struct bough_limits limits; /* for runs that say nothing */

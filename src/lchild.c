@@ -17,7 +17,10 @@ struct lchild {
 
 static struct lchild *check(lua_State *L)
 {
-    return luaL_checkudata(L, 1, BOUGH_CHILD);
+    struct lchild *l = luaL_checkudata(L, 1, BOUGH_CHILD);
+    if (!l->process) /* a finaliser of somebody else has kept it */
+        bough_lerr(L, BOUGH_ERR_closed, NULL, "the process has been collected");
+    return l;
 }
 
 static void give_up(struct bough_served *served)
@@ -181,7 +184,7 @@ static int child_resize(lua_State *L)
 
 static int child_close(lua_State *L)
 {
-    struct lchild *l = check(L);
+    struct lchild *l = luaL_checkudata(L, 1, BOUGH_CHILD);
     if (l->process)
         bough_process_close(l->process);
     return 0;
@@ -189,7 +192,7 @@ static int child_close(lua_State *L)
 
 static int child_gc(lua_State *L)
 {
-    struct lchild *l = check(L);
+    struct lchild *l = luaL_checkudata(L, 1, BOUGH_CHILD);
     if (l->process) {
         bough_process_close(l->process);
         bough_process_unref(l->process);

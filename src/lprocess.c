@@ -283,6 +283,16 @@ static int process_resize(lua_State *L)
     return done_k(L, LUA_OK, 0);
 }
 
+/* process:started(): waits until it runs; raises why it does not. For those who have started it without waiting. */
+static int process_started(lua_State *L)
+{
+    bough_lprocess_check(L, "started");
+    lua_settop(L, 1);
+    bough_lprocess_method(L, "started", "started");
+    lua_callk(L, 1, 0, 0, done_k);
+    return done_k(L, LUA_OK, 0);
+}
+
 static int process_attach(lua_State *L)
 {
     bough_lprocess_check(L, "attach");
@@ -592,6 +602,7 @@ static const luaL_Reg process_methods[] = {
     {"terminate", process_terminate},
     {"send_signal", process_send_signal},
     {"resize", process_resize},
+    {"started", process_started},
     {"attach", process_attach},
     {NULL, NULL},
 };

@@ -14,7 +14,10 @@ struct lsandbox {
 
 static struct lsandbox *check(lua_State *L)
 {
-    return luaL_checkudata(L, 1, BOUGH_SANDBOX);
+    struct lsandbox *l = luaL_checkudata(L, 1, BOUGH_SANDBOX);
+    if (!l->instance) /* a finaliser of somebody else has kept it */
+        bough_lerr(L, BOUGH_ERR_closed, NULL, "the sandbox has been collected");
+    return l;
 }
 
 static struct bough_run *run_of(lua_State *L)
@@ -203,7 +206,7 @@ static int sandbox_stop(lua_State *L)
 
 static int sandbox_close(lua_State *L)
 {
-    struct lsandbox *l = check(L);
+    struct lsandbox *l = luaL_checkudata(L, 1, BOUGH_SANDBOX);
     if (l->instance)
         bough_instance_close(l->instance);
     return 0;
@@ -211,7 +214,7 @@ static int sandbox_close(lua_State *L)
 
 static int sandbox_gc(lua_State *L)
 {
-    struct lsandbox *l = check(L);
+    struct lsandbox *l = luaL_checkudata(L, 1, BOUGH_SANDBOX);
     if (l->instance) {
         bough_instance_close(l->instance);
         bough_instance_unref(l->instance);

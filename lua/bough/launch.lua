@@ -252,7 +252,7 @@ local function start_stages(data, plan, capture)
   data.stdin, data.stdout = data.stages[1].stdin, stream
   for i, stage in ipairs(plan.stages) do
     local process = data.stages[i]
-    if stage.kind == "command" and process.started then process:started() end
+    if stage.kind == "command" then process:started() end
   end
   if data.due and data.impatient[1] then start_timer(data, data.due - core.now()) end
 end

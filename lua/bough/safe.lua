@@ -1,8 +1,8 @@
 --- The same API, returning nil and the error value instead of raising.
 --
 -- Every object comes wrapped: its methods return nil and the error, and what they return is wrapped in
--- turn, alone, in arrays and from iterators. Three things still raise, for want of a second channel or of
--- a use: iterators (as io.lines does), assignments, and what unwinds the code that is running: the
+-- turn, alone, in arrays and from iterators. Four things still raise, for want of a second channel or of
+-- a use: iterators (as io.lines does), operators, assignments, and what unwinds the code that is running: the
 -- cancellation of its task, a deadline around it (which `deadline` then returns).
 -- A field that has no value yet (stdout before the end) reads as nil.
 
@@ -105,7 +105,7 @@ function meta:__newindex(name, value) originals[self][name] = unwrap(value) end
 function meta:__call(...) return outcome(pcall(originals[self], unwrap_all(...))) end
 function meta:__tostring() return tostring(originals[self]) end
 function meta.__eq(a, b) return originals[a] == originals[b] end
-function meta.__bor(a, b) return outcome(pcall(function() return unwrap(a) | unwrap(b) end)) end
+function meta.__bor(a, b) return wrap(unwrap(a) | unwrap(b)) end
 function meta:__len() return #originals[self] end
 
 function meta:__close(problem)

@@ -396,6 +396,8 @@ local process = {}
 --- The code, or nil while it runs. Never waits. Raises only what made the process fail to run.
 ---@return integer? code
 function process:poll() end
+--- Waits until it runs; raises why it does not. `popen` and `exec` have done so already.
+function process:started() end
 --- Waits for the end and, of the last process of a session, until the session has moved. Repeatable; several tasks may
 --- wait. Meanwhile output that nobody reads is put aside, to be read after. Raises `timeout` when `timeout` passed first
 --- (the process goes on); with `check`, `exit` (or `timeout`, stopped at its own time limit) with result, command and

@@ -3,7 +3,7 @@
 -- `open()` opens an engine that has nothing in it and can `use "busybox"`. Its images and sessions must
 -- then behave as said here. What only the embedded engine has is in spec/local_engine_spec.lua.
 
-local parts = { "runs", "streams", "images", "sessions", "tasks", "processes" }
+local parts = { "runs", "streams", "images", "sessions", "tasks", "processes", "pipes", "instances" }
 
 --- @param open fun(): bough.engine
 --- @param env table the `_ENV` of the calling spec: busted gives `describe` and `it` to that alone

@@ -646,6 +646,7 @@ return function(open)
           raises("cancelled", task.wait, task)
         end
         fixture.gone("sleep " .. mark)
+        fixture.until_true("the end of all", function() return instance.live == 0 end)
         assert.equal(0, instance:exec("true"):wait())
       end)
     end)
@@ -765,7 +766,7 @@ return function(open)
         end,
       }
       assert.is_true(system.monotime() - started < 0.95, "they took " .. system.monotime() - started)
-      assert.same({ 0, 0, 0 }, codes)
+      assert.same({ 0, 0, 0, n = 3 }, codes)
     end)
 
     it("L9.47 the first failure cancels the others and kills their processes; settle does not", function()

@@ -6,8 +6,9 @@ local busted = require "busted"
 
 -- Loaded here, so that busted's isolation of files does not load them anew for each:
 -- the loop lives as long as the Lua state, and its descriptors belong to no test.
-require "bough.core"
+local core = require "bough.core"
 require "bough"
+core.host_exec({ argv = { "true" } }):wait() -- bough-spawn too lives as long as the Lua state
 local ledger = require "spec.support.ledger"
 local scratch = require "spec.support.scratch"
 

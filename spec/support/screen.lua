@@ -17,7 +17,7 @@ local preload = os.getenv "LD_PRELOAD"
 function screen.open(cols, rows)
   local dir = scratch.dir "screen"
   local self = setmetatable({ dir = dir }, screen)
-  self.command = "env -u LD_PRELOAD -u TMUX tmux -f /dev/null -S " .. quote(dir .. "/socket") .. " "
+  self.command = "env -u LD_PRELOAD -u TMUX SHELL=/bin/sh tmux -f /dev/null -S " .. quote(dir .. "/socket") .. " "
   local rc = scratch.file("PS1='shell> '\n", dir .. "/rc")
   scratch.sh(("ENV=%s TERM=screen %s new-session -d -x %d -y %d sh")
     :format(quote(rc), self.command, cols or 100, rows or 30))
