@@ -14,6 +14,9 @@ local expected = {
   ["live.lua"] = { "20 22%s+%->%s+42\nexit code%s+0\nasked: 1 2; 20 22; \n", "daemon:%s+up\n",
     "counted so far:%s+true%s+still running:%s+true", "ended with%s+143%s+signal%s+15", "same sandbox:%s+server",
     "APPLE\nFIG\n$" },
+  ["pipeline.lua"] = { "grep %-c 7%s+19\n3 the\n1 dog\n", "last line:%s+two%s+lines:%s+2\n",
+    "status:%s+0%s+stages:%s+3%s+0\n",
+    "stage 1 .-exit code 3", "> hello\n> world\n" },
   ["demo.lua"] = { "retry until it reads%s+stopped at its time limit",
     "let awk add it up%s+ok: the bill is 450", "dropped 3 images" },
 }
@@ -35,6 +38,11 @@ describe("examples", function()
     end)
   end
 
+  it("shell.lua gives a shell, and tells what it has changed", function()
+    check(run "sh -c 'echo \"echo hello > /made; exit 5\" | lua5.4 examples/shell.lua'",
+      { "the shell ended with 5", "added%s+/made" })
+  end)
+
   it("epoll_host, a host in C with a loop of its own, prints what its script promises", function()
     local build = os.getenv "BOUGH_BUILD" or "build"
     check(run(build .. "/examples/epoll_host examples/epoll_host.lua"), { "from a sandbox" })
@@ -43,7 +51,7 @@ describe("examples", function()
   it("are all here", function()
     local listed = scratch.sh "ls examples"
     for name in listed:gmatch "%S+%.lua" do
-      assert(expected[name] or name == "epoll_host.lua", name .. " has no test")
+      assert(expected[name] or name == "epoll_host.lua" or name == "shell.lua", name .. " has no test")
     end
   end)
 

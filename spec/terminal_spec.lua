@@ -269,11 +269,12 @@ describe("attach", function()
 
     it("is for a plain command of the host too", function()
       run [[
-        local p <close> = require "bough.host".popen { "sh", "-c", "stty size; read x; exit 3", pty = true }
+        local p <close> = require "bough.host".popen { "sh", "-c", "read x; stty size; exit 3", pty = true }
         print("code " .. p:attach())
       ]]
-      term:sees "30 100"
+      term:handed_over()
       term:type("", "Enter")
+      term:sees "30 100"
       term:sees "code 3"
       done()
     end)

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include "sys.h"
@@ -254,7 +255,8 @@ static void finish_input(struct bough_in *in)
  * typed when it is not at the start of a line, and the input when it is. */
 static void end_input(struct bough_in *in)
 {
-    if (in->terminal && in->fd >= 0)
+    struct termios how;
+    if (in->terminal && in->fd >= 0 && tcgetattr(in->fd, &how) == 0 && how.c_lflag & ICANON)
         bough_write_quietly(in->fd, "\4\4", in->last == '\n' ? 1 : 2);
     finish_input(in);
 }

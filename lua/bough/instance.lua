@@ -48,7 +48,8 @@ function methods:exec(command, opts, within)
     inside = "give it to boot",
   })
   spec.eager = within ~= nil and within.eager or nil
-  return live.start(part.handle, spec, policy, "exec")
+  -- a process keeps its instance: one that nobody else holds does not end under it
+  return live.start(part.handle, spec, policy, "exec", function() return self.no_image end)
 end
 
 --- The same under the name that sessions and images have for it.

@@ -346,6 +346,49 @@ function child:resize(rows, cols) end
 --- Kills all it started. Never waits.
 function child:close() end
 
+--- A stream that comes. Nothing is read ahead of need, so a slow reader slows the command. A read that is cancelled or
+--- runs into a deadline has lost nothing. `<close>` and the collector close it.
+---@class bough.reader
+---@field fd integer? 1 or 2, as the process numbers it
+---@field closed boolean
+local reader = {}
+--- Reads with Lua's formats: "l" (default), "L", "n", "a", a number of bytes; and "c", whatever is there, at least one
+--- byte and at most 1 MiB. Several give several values; nil for the first that there is nothing for. Waits. Raises
+--- `invalid` for a format, `closed` after `close` or when another process has got the stream, `resource` and `io`.
+---@param ... string|integer
+---@return any ...
+function reader:read(...) end
+--- An iterator over what `read` with these formats gives, until nil. Its steps wait, and raise.
+---@param ... string|integer default "l"
+---@return fun(): any ...
+function reader:lines(...) end
+--- The command gets SIGPIPE if it writes more. Whoever waits in a read gets `closed`. Twice does nothing.
+function reader:close() end
+
+--- A stream that goes. `<close>` and the collector close it.
+---@class bough.writer
+---@field written integer bytes, ever: taken by the kernel or in the queue (of at most 64 KiB)
+---@field closed boolean
+local writer = {}
+--- Writes strings and numbers; waits for room. Two tasks never mix within one call. Raises `closed` after `close` and when
+--- nobody reads any more, `invalid` for other values. A call that is cut short tells in `written` how far it came.
+---@param ... string|number
+---@return bough.writer self
+function writer:write(...) end
+--- Waits until the kernel has all.
+---@return bough.writer self
+function writer:flush() end
+writer.drain = writer.flush
+--- Ends the stream, after what is queued. On a terminal: what Ctrl-D means there. Never waits. Twice does nothing.
+function writer:close() end
+writer.write_eof = writer.close
+
+--- A kernel pipe. Both ends can be given to commands as their streams.
+---@param name string? for messages
+---@return bough.reader
+---@return bough.writer
+function core.pipe(name) end
+
 --- A plain command of the host. Does not wait.
 ---@param spec table
 ---@return bough.child
