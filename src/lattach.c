@@ -13,6 +13,7 @@
 
 #include <lauxlib.h>
 
+#include "lcore.h"
 #include "lhost.h"
 #include "lprocess.h"
 #include "lstream.h"
@@ -456,4 +457,23 @@ int bough_attach(lua_State *L)
 {
     begin(L);
     return tick(L, 0);
+}
+
+/* --- the size ---------------------------------------------------------------------------------- */
+
+/* core.terminal_size() -> rows, cols of the caller's terminal; nothing where there is none */
+static int terminal_size(lua_State *L)
+{
+    int rows, cols;
+    if (!bough_terminal_size(&rows, &cols))
+        return 0;
+    lua_pushinteger(L, rows);
+    lua_pushinteger(L, cols);
+    return 2;
+}
+
+void bough_open_terminal(lua_State *L)
+{
+    lua_pushcfunction(L, terminal_size);
+    lua_setfield(L, -2, "terminal_size");
 }

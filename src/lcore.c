@@ -68,6 +68,7 @@ LUAMOD_API int luaopen_bough_core(lua_State *L)
     bough_open_http(L);
     bough_open_local(L);
     bough_open_host(L);
+    bough_open_terminal(L);
     lua_pushvalue(L, -1);
     lua_rawsetp(L, LUA_REGISTRYINDEX, &module_key);
     return 1;

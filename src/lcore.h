@@ -20,7 +20,8 @@ void bough_open_process(lua_State *L);  /* process */
 void bough_open_instance(lua_State *L); /* instance */
 void bough_open_fs(lua_State *L);       /* fs, sha256, sha256_file, machine, now, is_terminal */
 void bough_open_http(lua_State *L);     /* http, sink */
-void bough_open_host(lua_State *L);    /* host_exec */
+void bough_open_host(lua_State *L);     /* host_exec */
+void bough_open_terminal(lua_State *L); /* terminal_size */
 void bough_open_local(lua_State *L);    /* open_local */
 
 #endif

@@ -180,9 +180,10 @@ static int process_poll(lua_State *L)
     bough_lprocess_learn(L);
     if (p->failed)
         return bough_lprocess_failure(L);
-    if (!p->ended)
-        return 0;
-    bough_lprocess_field(L, "exit_code");
+    if (p->ended)
+        bough_lprocess_field(L, "exit_code");
+    else
+        lua_pushnil(L);
     return 1;
 }
 
@@ -597,14 +598,10 @@ static int core_process(lua_State *L)
 }
 
 static const luaL_Reg process_methods[] = {
-    {"poll", process_poll},
-    {"kill", process_kill},
-    {"terminate", process_terminate},
-    {"send_signal", process_send_signal},
-    {"resize", process_resize},
-    {"started", process_started},
-    {"attach", process_attach},
-    {NULL, NULL},
+    {"poll", process_poll},           {"kill", process_kill},
+    {"terminate", process_terminate}, {"send_signal", process_send_signal},
+    {"resize", process_resize},       {"started", process_started},
+    {"attach", process_attach},       {NULL, NULL},
 };
 
 static const luaL_Reg process_meta[] = {

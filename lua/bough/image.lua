@@ -166,7 +166,7 @@ end
 -- A run is settled once: it has a row or a failure, and whoever was told of its end has been told.
 local function settle(self, data, row, failure)
   if data.state ~= "executing" then return end
-  data.run = nil
+  data.run, data.sandbox = nil, nil
   row = row or {}
   row.config = row.config or data.row.config
   if row.result then row.result.cached = data.cached end
@@ -544,10 +544,15 @@ function methods:export(path, opts)
   return require "bough.export".write(self, path, opts, handle)
 end
 
---- Adds a method to all images.
+--- Adds a method to all images, or puts another in its place.
 ---@param name string
 ---@param method function
-function M.add(name, method) methods[name] = method end
+---@return function? before
+function M.replace(name, method)
+  local before = methods[name]
+  methods[name] = method
+  return before
+end
 
 function meta:__index(name)
   local method = methods[name]

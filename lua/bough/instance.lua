@@ -49,7 +49,7 @@ function methods:exec(command, opts, within)
   })
   spec.eager = within ~= nil and within.eager or nil
   -- a process keeps its instance: one that nobody else holds does not end under it
-  return live.start(part.handle, spec, policy, "exec", function() return self.no_image end)
+  return live.start(part.handle, spec, policy, "exec", function() return nil, self end)
 end
 
 --- The same under the name that sessions and images have for it.

@@ -42,8 +42,8 @@ function M.shell(place, opts)
 end
 
 core.session_methods.cmd, core.session_methods.shell = M.cmd, M.shell
-image.add("cmd", M.cmd)
-image.add("shell", M.shell)
+image.replace("cmd", M.cmd)
+image.replace("shell", M.shell)
 instance.add("cmd", M.cmd)
 instance.add("shell", M.shell)
 

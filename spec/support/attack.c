@@ -443,26 +443,42 @@ static int cmd_whoami(char **argv)
 
 /* --- processes ------------------------------------------------------------------------------------ */
 
+/* Tries to get at the memory and the descriptors of a process. */
+static void pry(int pid)
+{
+    char word[64], path[64];
+    struct iovec to = {word, sizeof word}, from = {(void *)0x400000, sizeof word};
+    int fd = (int)syscall(434 /* pidfd_open */, pid, 0);
+    static const char *const names[] = {"environ", "maps", "root/", "cwd/", "exe", "ns/mnt"};
+    tell("ptrace-attach", ptrace(PTRACE_ATTACH, pid, NULL, NULL));
+    tell("ptrace-seize", ptrace(PTRACE_SEIZE, pid, NULL, NULL));
+    tell("process_vm_readv", process_vm_readv(pid, &to, 1, &from, 1, 0));
+    tell("process_vm_writev", process_vm_writev(pid, &to, 1, &from, 1, 0));
+    tell("pidfd_getfd", syscall(438, fd, 0, 0));
+    snprintf(path, sizeof path, "/proc/%d/mem", pid);
+    tell("mem", open_and_close(path, O_RDWR));
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        snprintf(path, sizeof path, "/proc/%d/%s", pid, names[i]);
+        tell(names[i], open_and_close(path, O_RDONLY));
+    }
+    snprintf(path, sizeof path, "/proc/%d/fd/0", pid);
+    tell("fd", open_and_close(path, O_RDONLY));
+    snprintf(path, sizeof path, "/proc/%d/map_files/0-1", pid);
+    tell("map_files", readlink(path, word, 8));
+}
+
+/* argv: a process of the same sandbox. */
+static int cmd_pry(char **argv)
+{
+    pry(atoi(argv[0]));
+    return 0;
+}
+
 /* argv: pids of the host. */
 static int cmd_outside(char **argv)
 {
-    char word[64], what[64];
-    struct iovec to = {word, sizeof word}, from = {(void *)0x400000, sizeof word};
-    int fd = (int)syscall(434 /* pidfd_open */, 1, 0);
-    tell("ptrace-attach", ptrace(PTRACE_ATTACH, 1, NULL, NULL));
-    tell("ptrace-seize", ptrace(PTRACE_SEIZE, 1, NULL, NULL));
-    tell("process_vm_readv", process_vm_readv(1, &to, 1, &from, 1, 0));
-    tell("process_vm_writev", process_vm_writev(1, &to, 1, &from, 1, 0));
-    tell("pidfd_getfd", syscall(438, fd, 0, 0));
-    tell("environ", open_and_close("/proc/1/environ", O_RDONLY));
-    tell("maps", open_and_close("/proc/1/maps", O_RDONLY));
-    tell("mem", open_and_close("/proc/1/mem", O_RDWR));
-    tell("fd", open_and_close("/proc/1/fd", O_RDONLY | O_DIRECTORY) >= 0 ? open_and_close("/proc/1/fd/0", O_RDONLY) : -1);
-    tell("root", open_and_close("/proc/1/root/", O_RDONLY));
-    tell("cwd", open_and_close("/proc/1/cwd/", O_RDONLY));
-    tell("exe", open_and_close("/proc/1/exe", O_RDONLY));
-    tell("ns", open_and_close("/proc/1/ns/mnt", O_RDONLY));
-    tell("map_files", open_and_close("/proc/1/map_files/", O_RDONLY) >= 0 ? readlink("/proc/1/map_files/0-1", word, 8) : -1);
+    char what[64];
+    pry(1);
     for (; *argv; argv++) {
         snprintf(what, sizeof what, "kill-%s", *argv);
         tell(what, kill(atoi(*argv), 0));
@@ -827,7 +843,7 @@ int main(int argc, char **argv)
         {"namespaces", 0, cmd_namespaces}, {"abi", 0, cmd_abi}, {"open", 1, cmd_open}, {"handle", 0, cmd_handle},
         {"mknod", 0, cmd_mknod}, {"descriptors", 0, cmd_descriptors}, {"climb", 1, cmd_climb},
         {"chroot", 1, cmd_chroot}, {"overwrite", 1, cmd_overwrite}, {"knobs", 0, cmd_knobs},
-        {"chmod", 2, cmd_chmod}, {"mark", 0, cmd_mark}, {"marks", 0, cmd_marks}, {"socket", 1, cmd_socket}, {"pty", 1, cmd_pty}, {"whoami", 0, cmd_whoami}, {"outside", 0, cmd_outside}, {"starve", 1, cmd_starve},
+        {"chmod", 2, cmd_chmod}, {"mark", 0, cmd_mark}, {"marks", 0, cmd_marks}, {"socket", 1, cmd_socket}, {"pty", 1, cmd_pty}, {"whoami", 0, cmd_whoami}, {"outside", 0, cmd_outside}, {"pry", 1, cmd_pry}, {"starve", 1, cmd_starve},
         {"own-tty", 0, cmd_own_tty}, {"caller-tty", 0, cmd_caller_tty}, {"listen", 1, cmd_listen},
         {"connect", 2, cmd_connect}, {"sockets", 0, cmd_sockets}, {"eat", 1, cmd_eat}, {"memfd", 1, cmd_memfd}, {"forks", 1, cmd_forks},
         {"threads", 1, cmd_threads}, {"bomb", 0, cmd_bomb}, {"opens", 0, cmd_opens}, {"burn", 1, cmd_burn},

@@ -132,6 +132,19 @@ static bool serve_host(struct spawn *s)
     return true;
 }
 
+/* The host is dead. Of what it has said last only a terminal that it has just taken matters. */
+static void hear_last_words(struct spawn *s)
+{
+    struct pollfd fd = {.fd = HOST_FD, .events = POLLIN};
+    struct bough_message msg;
+    struct bough_err err;
+    while (poll(&fd, 1, 0) > 0 && bough_recv(HOST_FD, &msg, &err) > 0) {
+        if (msg.type == BOUGH_MSG_GUARD)
+            guard(s, &msg);
+        bough_msg_clear(&msg);
+    }
+}
+
 static void reap(struct spawn *s)
 {
     struct signalfd_siginfo info;
@@ -153,8 +166,10 @@ static void loop(struct spawn *s)
         int n = poll(fds, 3, bough_minder_timeout(&s->minder));
         if (n < 0 && errno != EINTR)
             return;
-        if (n > 0 && fds[1].revents)
-            return; /* the host has died */
+        if (n > 0 && fds[1].revents) {
+            hear_last_words(s);
+            return;
+        }
         if (n > 0 && fds[2].revents)
             reap(s);
         if (n > 0 && fds[0].revents && !serve_host(s))
