@@ -70,9 +70,13 @@ describe("what starts processes in a running sandbox", function()
       assert.equal(0, instance:exec { "/bin/true" }:wait())
       local hitter = instance:exec(("while :; do for p in $(%s); do kill -%s $p; done; done 2>/dev/null")
         :format(OTHERS, signal))
+      local unhurt = 0
       for i = 1, 20 do
-        assert.equal(i, instance:exec("exit " .. i):wait())
+        local process = instance:exec("exit " .. i)
+        -- it can be hit before it has become the command, by its name then
+        if process:wait() == i then unhurt = unhurt + 1 else assert.is_truthy(process.signal) end
       end
+      assert.is_true(unhurt > 0)
       hitter:kill()
       hitter:wait()
       instance:stop(0)

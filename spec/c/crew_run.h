@@ -169,7 +169,7 @@ static void turn(struct box *box, int fd)
         bail("nothing happens");
     if (fds[0].revents && !bough_client_pump(keeper))
         bail("the keeper has ended");
-    if (fds[1].revents)
+    if (box && fds[1].revents)
         box_take(box);
 }
 

@@ -45,7 +45,8 @@ void bough_keep_kill(struct bough_keep *keep, int64_t id);
 /* All in the booted sandbox `id` is to stand still, for the request `commit`, until that is thawed. One at a time (kind busy). */
 int bough_keep_freeze(struct bough_keep *keep, int64_t id, int64_t commit, struct bough_err *err);
 void bough_keep_thaw(struct bough_keep *keep, int64_t commit);
-void bough_keep_oom(struct bough_keep *keep, struct bough_message *msg); /* answers an OOM of the host */
+void bough_keep_oom(struct bough_keep *keep,
+                    struct bough_message *msg);   /* answers an OOM of the host */
 bool bough_keep_nursery(struct bough_keep *keep); /* its socket is readable; false: it is dead */
 void bough_keep_init_ready(struct bough_keep *keep,
                            struct bough_sandbox *box);      /* an init's socket is readable */
