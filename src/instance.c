@@ -21,10 +21,10 @@ static void hang_up(struct bough_instance *instance)
         return;
     instance->refs++;
     bough_crew_drain(instance->crew);
-    if (run->state == BOUGH_RUN_FAILED)
-        why = run->err;
-    else if (run->closed)
+    if (run->closed)
         bough_err_set(&why, BOUGH_ERR_cancelled, "the sandbox was closed");
+    else if (run->state == BOUGH_RUN_FAILED)
+        why = run->err;
     else if (run->ending.oom)
         bough_err_set(&why, BOUGH_ERR_resource, "the sandbox ran out of memory");
     else

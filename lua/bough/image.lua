@@ -472,7 +472,6 @@ function methods:popen(command, opts, within)
     raise("unsupported", op, "this engine cannot start live processes yet")
   end
   local spec, policy = live_spec(self, command, opts, within)
-  if spec.cache then raise("invalid", op, "cache is for run: a live process has no result to remember") end
   local _ <close> = hold(data.context, uuid)
   local staged <close> = spec.files and files.stage(handle, spec.files, op, spec.on_progress) or nil
   spec.files = staged

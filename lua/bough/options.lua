@@ -293,6 +293,9 @@ function M.spec(command, options, within)
       raise("invalid", op, "%s belongs to the sandbox, which is running already: %s", name, within.inside)
     end
   end
+  if live and options.cache then
+    raise("invalid", op, "cache is for run: a live process has no result to remember")
+  end
   local argv = build_argv(options, positional_count(options, op), op, image)
   local cwd = check.cwd(options.cwd, op) or defaults.cwd or from_image.cwd
 
