@@ -75,8 +75,8 @@ int bough_plan_get(struct bough_rbuf *buf, struct bough_plan *plan, struct bough
     plan->resolv = bough_get_str(buf);
     plan->argv = bough_get_strv(buf);
     plan->env = bough_get_strv(buf);
-    if (buf->failed || !plan->argv || !plan->argv[0] != plan->boots || !plan->env || !plan->cwd || !plan->user ||
-        !plan->hostname || plan->layer <= 0) {
+    if (buf->failed || !plan->argv || !plan->argv[0] != plan->boots || !plan->env || !plan->cwd ||
+        !plan->user || !plan->hostname || plan->layer <= 0) {
         bough_plan_clear(plan);
         return bough_err_set(err, BOUGH_ERR_protocol, "plan: malformed");
     }

@@ -140,7 +140,8 @@ void bough_put_cancel(struct bough_put *put)
 {
     put->cancelled = true;
     if (put->request > 0) {
-        bough_client_tell(put->job.engine->client, BOUGH_MSG_KILL, put->request, NULL, NULL, 0, NULL);
+        bough_client_tell(put->job.engine->client, BOUGH_MSG_KILL, put->request, NULL, NULL, 0,
+                          NULL);
         bough_engine_kick(put->job.engine);
     }
 }

@@ -173,7 +173,7 @@ local function environment(dir)
     "TMPDIR=" .. dir .. "/tmp",
     "PATH=" .. quote(os.getenv "PATH" or "/usr/sbin:/usr/bin:/sbin:/bin"),
   }
-  for _, name in ipairs { "CI", "BOUGH_LEDGER", "BOUGH_TEST_SEED", "BOUGH_TEST_ROUNDS" } do
+  for _, name in ipairs { "CI", "BOUGH_LEDGER", "BOUGH_TEST_SEED", "BOUGH_TEST_ROUNDS", "BOUGH_TEST_STRESS" } do
     if os.getenv(name) then
       env[#env + 1] = name .. "=" .. quote(os.getenv(name))
     end
