@@ -68,6 +68,24 @@ describe("examples", function()
       "not_found\tpopen: program \"made\"", "30 100" })
   end)
 
+  it("the README names the packages that the Makefile installs on Debian", function()
+    local makefile = io.open("Makefile"):read("a"):gsub("\\\n", " ")
+    local function words(text)
+      local all = {}
+      for word in text:gmatch "%S+" do all[#all + 1] = word end
+      return all
+    end
+    local function made(name) return words(makefile:match("\n" .. name .. " := ([^\n]*)")) end
+    local readme = io.open("README.md"):read "a"
+    local run, test = readme:match "| Debian, Ubuntu | `([^`]*)` | `([^`]*)` |"
+    assert.same(made "PACKAGES", words(run))
+    assert.same(made "TEST_PACKAGES", words(test))
+    local paths = makefile:match '\nLUA_ENV = ([^\n]*)':gsub("%$%(BUILD%)", "build")
+    for variable in paths:gmatch '%S+="[^"]*"' do
+      assert.is_truthy(readme:find(variable, 1, true), variable)
+    end
+  end)
+
   it("the README's works as it stands", function()
     local code
     for block in io.open("README.md"):read("a"):gmatch "```lua\n(.-)```" do

@@ -348,6 +348,323 @@ describe("the host", function()
     fixture.gone("sleep " .. mark)
   end)
 
+  -- Live processes: the same host, with a sandbox that hosts several and plain commands of the machine.
+  local LIVE = [[
+    local bough = require "bough"
+    local box, base, instance
+    local function open()
+      box = bough.open(arg[1])
+      base = box.images:use "busybox"
+      instance = base:boot()
+    end
+    -- All that live processes do, once.
+    local function everything()
+      local sorter <close> = instance:exec { "sort", stdin = bough.PIPE }
+      sorter.stdin:write("b\na\n"):close()
+      assert(sorter.stdout:read "a" == "a\nb\n" and sorter:wait() == 0)
+      local terminal <close> = instance:exec { shell = "read x; echo got $x", pty = true }
+      terminal.stdin:write "it\n"
+      assert(terminal.stdout:read "a":find "got it")
+      local deaf = instance:exec { shell = "exec <&-; echo deaf; sleep 900", stdin = bough.PIPE }
+      assert(deaf.stdout:read() == "deaf")
+      local ok, problem
+      local give_up = system.monotime() + 20 -- its end may be closed a moment later in who has started it
+      repeat ok, problem = pcall(deaf.stdin.write, deaf.stdin, "x") until not ok or system.monotime() > give_up
+      assert(not ok and problem.kind == "closed", tostring(problem))
+      deaf:kill()
+      assert(deaf:wait() == 137)
+      local late <close> = instance:exec { "sleep", "900", timeout = 0.05 }
+      assert(late:wait() == 137 and late.timed_out)
+      assert(not pcall(instance.exec, instance, { "no-such-program" }))
+      assert(not pcall(bough.deadline, 0.02, function()
+        local given_up <close> = instance:exec { "sleep", "900" }
+        given_up:wait()
+      end))
+      local session <close> = base:session()
+      assert(session:popen("echo x >/x"):wait() == 0 and session:read "/x" == "x\n")
+      assert((bough.host "echo plain" | instance:cmd "tr a-z A-Z"):read "a" == "PLAIN\n")
+      assert(instance:commit():read "/etc/passwd")
+    end
+  ]]
+
+  local function live_host(script, ...) return host(LIVE .. script, ...) end
+
+  -- Where the module host_native is, compiled.
+  local function native()
+    local dir = scratch.dir()
+    scratch.sh(("%s -O1 -shared -fPIC -pthread -o %s/host_native.so spec/support/host_native.c")
+      :format(scratch.quote(os.getenv "CC" or "cc"), scratch.quote(dir)))
+    return dir
+  end
+
+  it("keeps its signal handlers, its mask and SIGPIPE's default with live processes", function()
+    live_host([[
+      local function signals()
+        local status = read_file "/proc/self/status"
+        local sets = {}
+        for name, hex in status:gmatch "(Sig[BIC][lgt][knt]):%s*(%x+)" do
+          sets[#sets + 1] = ("%s %x "):format(name, tonumber(hex, 16) & ~(3 << 31)) -- as above
+        end
+        assert(#sets == 3)
+        return table.concat(sets)
+      end
+      local before = signals()
+      must(not before:find "SigIgn [^0]" and not before:find "SigBlk [^0]", "it begins with %s", before)
+      open()
+      must(signals() == before, "boot: %s -> %s", before, signals())
+      everything()
+      bough.run(everything)
+      must(signals() == before, "processes: %s -> %s", before, signals())
+      local process = instance:exec { "sleep", "900" }
+      must(signals() == before, "while one runs: %s -> %s", before, signals())
+      box:close()
+      must(signals() == before, "close: %s -> %s", before, signals())
+      must(read_file "/proc/self/status":match "SigPnd:%s*(%x+)" == "0000000000000000", "a signal is left")
+      must(process.state == nil and pcall(process.kill, process), "the process object is unusable")
+    ]], home)
+  end)
+
+  it("hears no SIGCHLD of ours, and has its own children, with live processes", function()
+    live_host([[
+      package.cpath = arg[2] .. "/?.so;" .. package.cpath
+      local own = require "host_native"
+      own.watch()
+      local pid, fd = own.begin()
+      open()
+      everything()
+      local process <close> = instance:exec { "sleep", "900" }
+      local found = table.concat(children(), " ")
+      must(found == tostring(pid), "children: %s, its own is %d", found, pid)
+      must(own.count() == 0, "it heard %d SIGCHLD of ours", own.count())
+      must(own.finish(pid, fd) == 7, "its own child was reaped by somebody else")
+      must(own.count() == 1, "it heard %d SIGCHLD, of one child", own.count())
+      local ok, how, code = os.execute "exit 3"
+      must(not ok and how == "exit" and code == 3, "os.execute: %s %s", how, code)
+      everything()
+      box:close()
+      must(#children() == 0, "after close: %s", table.concat(children(), " "))
+    ]], home, native())
+  end)
+
+  it("has its descriptors back after live processes, none is inheritable meanwhile", function()
+    live_host([[
+      bough.step(0)
+      open()
+      everything()
+      instance, base = nil, nil
+      box:close()
+      collectgarbage()
+      collectgarbage()
+      local before = descriptors()
+      for _ = 1, 3 do
+        open()
+        local one = instance:exec { "cat", stdin = bough.PIPE }
+        local two = instance:exec { "sh", pty = true }
+        local three = base:popen { "cat", stdin = bough.PIPE }
+        local four = bough.host { "cat", stdin = bough.PIPE }:start()
+        local reader, writer = bough.pipe()
+        local inherited = {}
+        for fd in pairs(descriptors()) do
+          local flags = tonumber(read_file("/proc/self/fdinfo/" .. fd):match "flags:%s*(%d+)", 8)
+          if fd > 2 and not before[fd] and flags & tonumber("2000000", 8) == 0 then
+            inherited[#inherited + 1] = fd
+          end
+        end
+        must(#inherited == 0, "inheritable: %s", table.concat(inherited, " "))
+        everything()
+        bough.run(everything)
+        do local _ <close> = four end
+        reader:close()
+        writer:close()
+        box:close()
+        for _, process in ipairs { one, two, three } do
+          pcall(process.wait, process)
+          for _, name in ipairs { "stdin", "stdout", "stderr" } do
+            if process[name] then process[name]:close() end
+          end
+        end
+        instance, base, one, two, three, four = nil, nil, nil, nil, nil, nil
+        collectgarbage()
+        collectgarbage()
+        bough.step(0)
+        for fd, target in pairs(descriptors()) do
+          must(before[fd] == target, "left open: %d -> %s", fd, target)
+        end
+      end
+      must(count(descriptors()) == count(before), "%d -> %d", count(before), count(descriptors()))
+    ]], home)
+  end)
+
+  it("may have closed its standard streams, and no stream of a live process takes their place", function()
+    for _, closed in ipairs { "<&- >&- 2>&-", "<&-", ">&- 2>&-" } do
+      local report = scratch.dir() .. "/report"
+      scratch.sh("timeout -k 5 120 " .. fixture.lua_command(PRELUDE .. LIVE .. [[
+        local standard = {}
+        local function check()
+          open()
+          everything()
+          local inherits = instance:exec { shell = "cat; echo out; echo err >&2; exit 3", stdin = bough.INHERIT,
+            stdout = bough.INHERIT, stderr = bough.INHERIT }
+          assert(inherits:wait() == 3, tostring(inherits))
+          local plain = bough.host { shell = "cat; echo out; echo err >&2; exit 4", stdin = bough.INHERIT,
+            stdout = bough.INHERIT, stderr = bough.INHERIT }:start()
+          assert(plain:wait().exit_code == 4, tostring(plain))
+          local process <close> = instance:exec { "cat", stdin = bough.PIPE }
+          local now = descriptors()
+          for fd = 0, 2 do
+            assert(now[fd] == standard[fd] or not standard[fd] and now[fd] == "/dev/null",
+              ("descriptor %d: %s -> %s"):format(fd, tostring(standard[fd]), tostring(now[fd])))
+          end
+          print "which goes nowhere"
+          box:close()
+        end
+        for fd = 0, 2 do standard[fd] = lfs.symlinkattributes("/proc/self/fd/" .. fd, "target") end
+        local ok, why = xpcall(check, debug.traceback)
+        local report = assert(io.open(arg[2], "w"))
+        report:write(ok and "fine" or tostring(why))
+        report:close()
+      ]], home, report) .. " </dev/null " .. closed)
+      assert.equal("fine", fixture.read_file(report), closed)
+    end
+  end)
+
+  it("gets one clear error from popen when its descriptors are used up, and loses none", function()
+    local output = scratch.sh("ulimit -n 200; timeout -k 5 120 " .. fixture.lua_command(PRELUDE .. LIVE .. [[
+      open()
+      everything()
+      local live <close> = instance:exec { "cat", stdin = bough.PIPE }
+      local hog = {}
+      while true do
+        local file = io.open "/dev/null"
+        if not file then break end
+        hog[#hog + 1] = file
+      end
+      local succeeded, failed = 0, 0
+      local ways = {
+        exec = function() return instance:exec { "cat", stdin = bough.PIPE } end,
+        terminal = function() return instance:exec { "true", pty = true } end,
+        popen = function() return base:popen { "true", stdin = bough.PIPE } end,
+        captured = function() return instance:exec { "echo", "x", stdout = true, stderr = true } end,
+        host = function() return bough.host { "true", stdin = bough.PIPE }:start() end,
+        boot = function() return base:boot() end,
+        commit = function() return instance:commit() end,
+        pipe = function() return bough.pipe() end,
+      }
+      for free = 0, 20 do
+        for name, way in pairs(ways) do
+          local all = table.pack(pcall(way))
+          if all[1] then
+            succeeded = succeeded + 1
+            for i = 2, all.n do
+              if name ~= "commit" then do local _ <close> = all[i] end end
+            end
+          else
+            failed = failed + 1
+            local problem = all[2]
+            must(bough.is_error(problem), "%s with %d: a plain error: %s", name, free, tostring(problem))
+            must(problem.kind == "resource", "%s with %d: kind %s: %s", name, free, problem.kind, tostring(problem))
+            must(tostring(problem):lower():find "descriptor" or tostring(problem):lower():find "open files",
+              "%s with %d: %s", name, free, tostring(problem))
+          end
+          all = nil
+          local again = {}
+          local give_up = system.monotime() + 5
+          while #again < free and system.monotime() < give_up do
+            collectgarbage()
+            local file = io.open "/dev/null"
+            if file then again[#again + 1] = file else bough.step(0.01) end
+          end
+          must(#again == free, "%s: %d were free, %d are", name, free, #again)
+          for _, file in ipairs(again) do file:close() end
+          live.stdin:write "alive\n"
+          must(live.stdout:read() == "alive", "another process does not go on")
+        end
+        table.remove(hog):close()
+      end
+      for _, file in ipairs(hog) do file:close() end
+      everything()
+      print(succeeded > 0 and failed > 0 and "both" or "odd", succeeded, failed)
+      box:close()
+    ]], home))
+    assert.match("^both", output)
+  end)
+
+  it("may have threads that take signals and start children", function()
+    live_host([[
+      package.cpath = arg[2] .. "/?.so;" .. package.cpath
+      local threads = require "host_native"
+      threads.begin_threads()
+      open()
+      for _ = 1, 5 do everything() end
+      bough.run(function()
+        local list = {}
+        for i = 1, 20 do
+          list[i] = function() return instance:exec("exit " .. i):wait() end
+        end
+        for i, code in ipairs(bough.all(list)) do must(code == i, "%d ended with %d", i, code) end
+      end)
+      box:close()
+      local good, bad = threads.finish_threads()
+      must(good > 0 and bad == 0, "%d of the threads' children were theirs, %d were not", good, bad)
+    ]], home, native())
+  end)
+
+  it("finds nothing on its standard output and error but what it has written itself", function()
+    local path = scratch.dir() .. "/stderr"
+    local output = scratch.sh("timeout -k 5 120 " .. fixture.lua_command(PRELUDE .. LIVE .. [[
+      open()
+      everything()
+      bough.run(everything)
+      print "its own"
+      instance:stop(0.1)
+      box:close()
+    ]], home) .. " 2>" .. scratch.quote(path))
+    assert.equal("its own\n", output)
+    assert.equal("", fixture.read_file(path))
+  end)
+
+  describe("leaves no live process running", function()
+    local function ends(ending, expected)
+      local mark = fixture.long_time()
+      local command = fixture.lua_command(PRELUDE .. LIVE .. ([[
+        open()
+        local kept = {}
+        local function start(place)
+          local process = place:popen "echo ready; (setsid sleep MARK &); sleep MARK"
+          must(process.stdout:read() == "ready", "it is not ready")
+          kept[#kept + 1] = process
+        end
+        for _ = 1, 3 do start(instance) end
+        start(base)
+        local session = base:session()
+        start(session)
+        local terminal = instance:exec { shell = "sleep MARK", pty = true }
+        local plain = bough.host("echo ready; sleep MARK"):start()
+        must(plain.stdout:read() == "ready", "it is not ready")
+        for _, process in ipairs(kept) do bough.spawn(pcall, process.wait, process) end
+        bough.step(0)
+        io.write(box:info().keeper_pid, "\n")
+        io.flush()
+        ENDING
+      ]]):gsub("MARK", mark):gsub("ENDING", (ending:gsub("%%", "%%%%"))), home)
+      local output = scratch.sh(("timeout -k 5 120 %s; echo status $?"):format(command))
+      local keeper = assert(output:match "^(%d+)\n", output)
+      assert.match(expected, output)
+      fixture.gone("sleep " .. mark)
+      fixture.until_true("the keeper's end", function() return not fixture.alive(keeper) end)
+    end
+
+    it("when the script ends", function() ends("", "status 0") end)
+    it("when it ends by an error", function() ends("error 'enough'", "enough.*status 1") end)
+    it("when os.exit does not close the state", function() ends("os.exit(false, false)", "status 1") end)
+    it("when a task raises meanwhile", function()
+      ends("bough.run(function() error 'in a task' end)", "in a task.*status 1")
+    end)
+    it("when it is killed", function()
+      ends("os.execute('kill -9 ' .. read_file '/proc/self/stat':match '^%d+')", "status 137")
+    end)
+  end)
+
   it("may close an engine of one state while another state uses the store", function()
     local output = host([[
       local bough = require "bough"

@@ -46,6 +46,19 @@ describe("bough.options", function()
       refused { shell = "ls", args = { "-l" } }
     end)
 
+    it("takes shell = true with one line, and with nothing else", function()
+      local line = { "/bin/sh", "-c", "a && b" }
+      assert.same(line, options.spec("a && b", { shell = true }).argv)
+      assert.same(line, options.spec({ "a && b", shell = true }).argv)
+      assert.same(line, options.spec({ command = "a && b", shell = true }).argv)
+      for _, command in ipairs { {}, { "a", "b" }, { "a", command = "b" }, { "a", args = {} }, { 5 }, { "a\0" } } do
+        command.shell = true
+        refused(command)
+      end
+      assert.match("two commands", refused("a", { "b", shell = true }))
+      assert.match("a string is a shell line", refused("ls", { shell = false }))
+    end)
+
     it("L9.29 raises for args given as a string, and says how to write it", function()
       assert.match('args = { "%-l" }', refused { command = "ls", args = "-l" })
     end)
@@ -230,6 +243,41 @@ describe("bough.options", function()
       for _, value in ipairs { 5, true, {}, { path = "" }, core.PIPE, core.STDOUT } do
         refused { "x", stdin = value }
       end
+    end)
+
+    it("takes input for stdin, but not both", function()
+      local given = { "x", input = "data" }
+      assert.equal("data", options.spec(given).stdin)
+      assert.same({ "x", input = "data" }, given)
+      assert.equal("data", options.spec("x", { input = "data" }).stdin)
+      assert.match("both stdin and input", refused { "x", input = "a", stdin = "a" })
+      assert.match("stdin must be data", refused { "x", input = 5 })
+    end)
+
+    it("says what to give instead of what is no stream, or the wrong end of one", function()
+      local process <close> = bough.host({ "cat", stdin = core.PIPE }):start().stages[1]
+      local reader <close>, writer <close> = core.pipe()
+      local function message(given) return refused { "x", [given[1]] = given[2] } end
+      assert.equal("stdin: got a process: give its stdout", message { "stdin", process })
+      assert.equal("stdout: got a process: give its stdin", message { "stdout", process })
+      assert.equal("stderr: got a process: give its stdin", message { "stderr", process })
+      assert.match("a writer, which is the wrong end", message { "stdin", writer })
+      assert.match("a reader, which is the wrong end", message { "stdout", reader })
+      assert.match("got a command: join", message { "stdin", bough.host "x" })
+      assert.match("got a task$", message { "stdout", bough.spawn(function() end) })
+      process:kill()
+    end)
+
+    it("tells whose an option is that belongs to the sandbox", function()
+      local function within(place)
+        place.op, place.live = "exec", true
+        return raises("invalid", options.spec, { "x", limits = {} }, nil, place).message
+      end
+      assert.equal("limits belongs to the sandbox, which is running already: give it to boot",
+        within { inside = "give it to boot" })
+      assert.equal("limits: a plain command of this machine has no sandbox", within { bare = true })
+      assert.equal("host: network: a plain command of this machine has no sandbox",
+        tostring(raises("invalid", bough.host, { "x", network = "host" })))
     end)
 
     it("allows pipes where somebody holds the other end", function()

@@ -19,7 +19,7 @@ local function popen(...)
   return host.popen(...)
 end
 
-local function cmd(line, opts) return command.new(popen, line, opts, "host") end
+local function cmd(line, opts) return command.new(popen, line, opts, "cmd") end
 
 local function upper(input, output)
   for chunk in input:lines "c" do output:write(chunk:upper()) end
@@ -167,7 +167,7 @@ describe("bough.pipeline", function()
       { "session:cmd{", function() return { "ls" } | cmd "wc" end },
       { "nil cannot stand behind", function() return cmd "ls" | nil end },
       { "nil cannot stand in front", function() return nil | cmd "ls" end },
-      { "number cannot stand in front", function() return 5 | cmd "ls" end },
+      { "5 cannot stand in front", function() return 5 | cmd "ls" end },
       { "stands in front", function() return cmd "ls" | reader end },
       { "stands behind", function() return writer | cmd "ls" end },
       { "stands behind a command", function() return "x" | bough.tee "log" end },
@@ -545,6 +545,18 @@ describe("bough.pipeline", function()
       fixture.gone(long)
     end)
 
+    it("is named by what is wrong with its file", function()
+      local dir = scratch.dir()
+      for _, pipeline in ipairs { cmd "echo x", bough.host "echo x", cmd "echo x" | upper } do
+        for _, path in ipairs { dir, dir .. "/none/x" } do
+          local good, problem = pcall(pipeline.to, pipeline, path)
+          assert.is_false(good)
+          assert.equal("to", problem.op)
+          assert.match(path, problem.message, 1, true)
+        end
+      end
+    end)
+
     it("raises before anything is done to what is no sink", function()
       local some = cmd "ls"
       raises("invalid", some.to, some)
@@ -654,6 +666,17 @@ describe("bough.pipeline", function()
         (cmd { "sleep", long } | command.new(function() bough.open(5) end, "x", nil, "host")):start()
       end)
       fixture.gone(long)
+    end)
+
+    it("names the stage that does not start", function()
+      local none = cmd "cat" | cmd { "/nonesuch", "-x" }
+      assert.match('^cmd "/nonesuch %-x": program "/nonesuch": not found', tostring(raises("not_found", none.wait, none)))
+      local plain = bough.host { "/nonesuch" } | cmd "cat"
+      assert.match('^host "/nonesuch": program', tostring(raises("not_found", plain.start, plain)))
+      local nowhere = cmd { "cat", stdin = bough.file "/nonesuch" } | cmd "cat"
+      assert.match('^cmd "cat": ', tostring(raises("not_found", nowhere.read, nowhere)))
+      local failing = bough.host { "false", check = true }
+      assert.match('^host "false": exit code 1', tostring(raises("exit", failing.wait, failing)))
     end)
 
     it("lets wait be cut short, which changes nothing", function()

@@ -511,10 +511,11 @@ describe("bough.process", function()
       local p = failing(3, { settle = function() return "the image" end })
       for _ = 1, 2 do
         local problem = raises("exit", p.wait, p)
-        assert.equal('popen "sort -u": exit code 3', tostring(problem))
+        assert.equal('popen "sort -u": exit code 3 (last line of stderr: "it broke")', tostring(problem))
         assert.same({ 3, "sort -u", "the image" }, { problem.result.exit_code, problem.command, problem.image })
-        assert.is_nil(problem.result.stdout)
+        assert.same({ "so far", "first\n  it broke\n\n" }, { problem.result.stdout, problem.result.stderr })
       end
+      assert.equal("so far", p.stdout:read "a") -- and is still there to be read
       assert.same({ 3, 3 }, { p:poll(), p.returncode })
     end)
 

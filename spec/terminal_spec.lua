@@ -547,16 +547,125 @@ describe("attach without a terminal", function()
     refuses({ pty = 1 }, "pty must be true or false")
     refuses({ detach = "" }, "empty")
     refuses({ detach = 3 }, "must be a string")
-    refuses({ detach = "ctrl-" }, "is no key")
-    refuses({ detach = "ctrl-ab" }, "is no key")
-    refuses({ detach = ("x"):rep(17) }, "at most 16")
     refuses({ pty = false, detach = "x" }, "needs pty = true")
     refuses("pty", "must be a table")
   end)
 
-  it("refuses streams that are closed", function()
+  it("refuses detach keys that could not be typed, or that a word would be", function()
+    local p <close> = host.popen { "cat", stdin = bough.PIPE }
+    for _, keys in ipairs { "foo", "ctrl+]", "^]", "ctrl-", "ctrl-ab", "ctrl-P", "Ctrl-p", "ctrl-?", "ctrl-1", "ctrl-\0",
+      "ctrl-p,q,", ",", ",a", "a,,b", "ctrl-p, ctrl-q", "ctrl-p ctrl-q", "\16\17", "é", "\0\0" } do
+      for _, pty in ipairs { true, false } do
+        local message = raises("invalid", p.attach, p, { pty = pty, detach = keys }).message
+        assert.matches("is no key: write \"ctrl-]\"", message, 1, true)
+        assert.is_nil(message:find "\n")
+      end
+      raises("invalid", p.attach, p, { detach = keys })
+    end
+    local many = ("x,"):rep(16)
+    assert.matches("at most 16", raises("invalid", p.attach, p, { detach = many .. "x" }).message)
+    for _, keys in ipairs { many .. ",", many:sub(1, -2) } do
+      raises(keys == many .. "," and "invalid" or "state", p.attach, p, { pty = true, detach = keys })
+    end
+    for _, keys in ipairs { "x", "~,.", "\29", "\0", "ctrl-a", "ctrl-z", "ctrl-[", "ctrl-\\", "ctrl-]", "ctrl-^", "ctrl-_",
+      "ctrl-@", "ctrl- ", "ctrl-p,ctrl-q", "ctrl-p,q" } do
+      raises("state", p.attach, p, { pty = true, detach = keys }) -- that it has no terminal
+    end
+  end)
+
+  it("refuses streams that are closed or handed over, of a process that is over too", function()
     local p <close> = host.popen { "cat", stdin = bough.PIPE }
     p.stdout:close()
-    assert.matches("stdout is closed", raises("state", p.attach, p, { pty = false }).message)
+    assert.matches("stdout is closed: close", raises("state", p.attach, p, { pty = false }).message)
+
+    local q <close> = host.popen { "echo", "unread" }
+    q:wait()
+    q.stdout:close()
+    assert.matches("stdout is closed: close", raises("state", q.attach, q, { pty = false }).message)
+
+    local r <close> = host.popen { "sh", "-c", "echo word; exit 3" }
+    local s <close> = host.popen { "cat", stdin = r.stdout }
+    r:wait()
+    assert.matches("stdout cannot be copied: it was handed", raises("state", r.attach, r, { pty = false }).message)
+    assert.equals("word\n", s.stdout:read "a")
+  end)
+
+  it("returns the code of a process that is over, and shows what nobody has read", function()
+    local lines = {}
+    for name, script in pairs {
+      unread = 'host.popen { "sh", "-c", "printf out; printf err >&2; exit 3" } p:wait()',
+      partly = 'host.popen { "sh", "-c", "echo one; echo two; exit 3" } p.stdout:read "l" p:wait()',
+      read = 'host.popen { "sh", "-c", "echo one; exit 3" } p.stdout:read "a" p:wait()',
+      said = 'host.popen { "sh", "-c", "echo one; exit 3" } p:communicate()',
+      closed = 'host.popen { "sh", "-c", "echo one; exit 3" } p.stdout:read "a" p.stdout:close() p:wait()',
+      terminal = 'host.popen { "sh", "-c", "printf one; exit 3", pty = true } p:wait()',
+      terminal_read = 'host.popen { "sh", "-c", "printf one; exit 3", pty = true } p.stdout:read "a" p:wait()',
+      stdin_closed = 'host.popen { "sh", "-c", "exit 3", pty = true } p.stdin:close() p:wait()',
+      inherited = 'host.popen { "sh", "-c", "trap \'\' HUP; sleep 1000 & printf one; exit 3" } p:wait()',
+    } do
+      for _, pty in ipairs { "nil", "true", "false" } do
+        local attach = fixture.lua_command(([[
+          local bough = require "bough"
+          local host = require "bough.host"
+          local p <close> = %s
+          local code = p:attach { pty = %s }
+          io.write(" ", code, " ", p:attach { pty = %s }) -- nothing is left
+          p:kill()
+        ]]):format(script, pty, pty))
+        local text = scratch.sh(("echo typed | { timeout -k 5 60 %s 2>&1; cat; }"):format(attach))
+        lines[name] = lines[name] or text
+        assert.equals(lines[name], text)
+      end
+    end
+    assert.same({
+      unread = "outerr 3 3typed\n", partly = "two\n 3 3typed\n", read = " 3 3typed\n", said = " 3 3typed\n",
+      closed = " 3 3typed\n", terminal = "one 3 3typed\n", terminal_read = " 3 3typed\n",
+      stdin_closed = " 3 3typed\n", inherited = "one 3 3typed\n",
+    }, lines)
+  end)
+
+  -- Who is to be served besides: a function, other tasks.
+  for place, call in pairs {
+    ["the main thread"] = "attach()",
+    ["a task"] = "bough.spawn(attach):wait()",
+    ["a coroutine inside a task"] = "bough.spawn(function() return coroutine.wrap(attach)() end):wait()",
+  } do
+    it("serves the function that has the other output, from " .. place, function()
+      local text = fixture.run_lua([[
+        local bough = require "bough"
+        local got, size = {}, 0
+        local p <close> = require "bough.host".popen {
+          "sh", "-c", "echo err >&2; echo out; read x; head -c 1000000 /dev/zero >&2; exit 4",
+          stdin = "go\n", stderr = function(c) got[#got + 1] = c size = size + #c end,
+        }
+        local function attach() return p:attach { pty = false } end
+        local code = ]] .. call .. [[
+
+        print(code, table.concat(got):sub(1, 4), size)
+      ]])
+      assert.equals("out\n4\terr\n\t1000004\n", text)
+    end)
+  end
+
+  it("lets other tasks run, from the main thread and from a task", function()
+    for _, call in ipairs { "attach()", "bough.spawn(attach):wait()" } do
+      local text = fixture.run_lua([[
+        local bough = require "bough"
+        local p <close> = require "bough.host".popen { "sh", "-c", "read x; echo got $x", stdin = bough.PIPE }
+        local ticks = 0
+        bough.spawn(function()
+          for _ = 1, 5 do
+            bough.sleep(0.002)
+            ticks = ticks + 1
+          end
+          p.stdin:write "word\n"
+        end)
+        local function attach() return p:attach { pty = false } end
+        local code = ]] .. call .. [[
+
+        print(code, ticks)
+      ]])
+      assert.equals("got word\n0\t5\n", text)
+    end
   end)
 end)

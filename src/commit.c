@@ -48,12 +48,14 @@ static bool heard(void *arg, struct bough_message *msg, const struct bough_err *
     struct bough_commit *c = arg;
     struct bough_run *run = c->instance->run;
     if (!msg) {
+        bough_run_copied(run);
         c->err = *err;
         finish(c, -1);
         return false;
     }
     if (msg->type != BOUGH_MSG_DONE)
         return true;
+    bough_run_copied(run);
     c->bytes = bough_get_i64(&msg->body);
     int64_t files = bough_get_i64(&msg->body);
     (void)files;
@@ -89,6 +91,8 @@ static void numbered(struct bough_job *job)
         bough_engine_kick(job->engine);
     }
     bough_wbuf_free(&body);
+    if (id >= 0)
+        run->copying++;
     if (id < 0)
         finish(c, -1);
 }

@@ -21,14 +21,27 @@ static void hang_up(struct bough_instance *instance)
         return;
     instance->refs++;
     bough_crew_drain(instance->crew);
+    /* Its init is still telling: the end of the socket comes (gone) when it has. */
+    if (instance->crew->poll && instance->crew->live > 0 && run->state != BOUGH_RUN_FAILED &&
+        !run->closed) {
+        bough_instance_unref(instance);
+        return;
+    }
     if (run->closed)
         bough_err_set(&why, BOUGH_ERR_cancelled, "the sandbox was closed");
     else if (run->state == BOUGH_RUN_FAILED)
         why = run->err;
-    else if (run->ending.oom)
-        bough_err_set(&why, BOUGH_ERR_resource, "the sandbox ran out of memory");
     else
         bough_err_set(&why, BOUGH_ERR_closed, ENDED);
+    for (struct bough_process *p = instance->crew->all; p; p = p->next) {
+        /* Of what ends with its sandbox it is known how. */
+        if (!p->ended && run->closed && p->state == BOUGH_PROCESS_RUNNING) {
+            p->end.status = SIGKILL;
+            p->ended = true;
+        }
+        if (p->ended && run->state != BOUGH_RUN_FAILED)
+            p->end.timed_out = p->end.timed_out || run->ending.timed_out;
+    }
     bough_crew_hang_up(instance->crew, &why);
     bough_instance_unref(instance);
 }
@@ -91,10 +104,15 @@ static bool answered(void *arg, struct bough_message *msg, const struct bough_er
     struct inquiry *i = arg;
     (void)err;
     int64_t kills = msg && msg->type == BOUGH_MSG_DONE ? bough_get_i64(&msg->body) : 0;
-    i->process->oom = kills > i->instance->oom_kills;
-    if (i->process->oom)
-        i->instance->oom_kills = kills;
-    bough_process_conclude(i->process);
+    bool timed_out = msg && msg->type == BOUGH_MSG_DONE && bough_get_i64(&msg->body) != 0;
+    /* Less than none: the sandbox is over, and hang_up says more. */
+    if (kills >= 0) {
+        i->process->oom = kills > i->instance->oom_kills;
+        if (i->process->oom)
+            i->instance->oom_kills = kills;
+        i->process->end.timed_out = i->process->end.timed_out || timed_out;
+        bough_process_conclude(i->process);
+    }
     bough_process_unref(i->process);
     bough_instance_unref(i->instance);
     free(i);
@@ -106,7 +124,7 @@ static bool ask_why(struct bough_crew *crew, struct bough_process *p)
 {
     struct bough_instance *instance = crew->owner;
     struct bough_run *run = instance->run;
-    if (run->limits.memory <= 0 || run->id <= 0)
+    if ((run->limits.memory <= 0 && run->timeout_ms <= 0) || run->id <= 0)
         return false;
     struct bough_wbuf body = {0};
     struct inquiry *i = calloc(1, sizeof *i);
@@ -130,7 +148,10 @@ static bool ask_why(struct bough_crew *crew, struct bough_process *p)
 
 static void gone(struct bough_crew *crew)
 {
-    (void)crew; /* the keeper will say why */
+    struct bough_instance *instance = crew->owner;
+    /* The keeper will say why, or has. */
+    if (instance->run->state >= BOUGH_RUN_STOPPED)
+        hang_up(instance);
 }
 
 static int open_channel(struct bough_instance *instance, struct bough_err *err)

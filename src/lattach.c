@@ -9,7 +9,6 @@
 #include <ctype.h>
 #include <stdio.h>
 #include <string.h>
-#include <strings.h>
 
 #include <lauxlib.h>
 
@@ -135,7 +134,22 @@ static int refuse_option(lua_State *L, const char *name)
                       name);
 }
 
-/* "ctrl-]", "ctrl-p,ctrl-q" (also "ctrl-p,q"), or the bytes themselves. */
+/* The byte that a key sends, as it is written: "ctrl-]", or the one byte itself. -1: that is no key. */
+static int key_of(const char *text, size_t size)
+{
+    static const char control[] = "ctrl-";
+    size_t prefix = sizeof control - 1;
+    if (size == 1)
+        return (unsigned char)*text;
+    if (size != prefix + 1 || memcmp(text, control, prefix) != 0)
+        return -1;
+    int key = (unsigned char)text[prefix];
+    bool known_key = (key >= 'a' && key <= 'z') || (key && strchr("[\\]^_@ ", key));
+    return known_key ? key & 0x1f : -1;
+}
+
+/* "ctrl-]", "ctrl-p,ctrl-q", "~,.". Whoever has mistyped it would find no way out, or leave by a word that he types, so
+ * all else is refused. */
 static void read_detach(lua_State *L, struct options *options)
 {
     size_t size;
@@ -143,31 +157,26 @@ static void read_detach(lua_State *L, struct options *options)
         bough_lerr(L, BOUGH_ERR_invalid, OP, "detach must be a string such as \"ctrl-]\", not a %s",
                    luaL_typename(L, -1));
     const char *text = lua_tolstring(L, -1, &size);
+    const char *end = text + size;
     if (size == 0)
         bough_lerr(L, BOUGH_ERR_invalid, OP, "detach is empty: leave it out for none");
-    if (strncasecmp(text, "ctrl-", 5) != 0) {
-        if (size > sizeof options->detach)
-            bough_lerr(L, BOUGH_ERR_invalid, OP, "detach has %zu bytes: at most %zu", size,
+    for (const char *at = text, *stop; at <= end; at = stop + 1) {
+        stop = memchr(at, ',', (size_t)(end - at));
+        stop = stop ? stop : end;
+        int key = key_of(at, (size_t)(stop - at));
+        if (key < 0) {
+            bough_lprocess_quote(L, at, (size_t)(stop - at));
+            bough_lerr(L, BOUGH_ERR_invalid, OP,
+                       "detach: %s is no key: write \"ctrl-]\" (ctrl- and one of a-z [\\]^_@ and "
+                       "space), a single character, or several of these with commas between: "
+                       "\"ctrl-p,ctrl-q\"",
+                       lua_tostring(L, -1));
+        }
+        if (options->detach_size == sizeof options->detach)
+            bough_lerr(L, BOUGH_ERR_invalid, OP, "detach has too many keys: at most %zu",
                        sizeof options->detach);
-        memcpy(options->detach, text, size);
-        options->detach_size = size;
-        return;
+        options->detach[options->detach_size++] = (char)key;
     }
-    for (const char *at = text; options->detach_size < sizeof options->detach;) {
-        bool control = strncasecmp(at, "ctrl-", 5) == 0;
-        at += control ? 5 : 0;
-        int key = toupper((unsigned char)*at);
-        if (key == 0 || (at[1] && at[1] != ',') ||
-            (control && key != '?' && (key < '@' || key > '_')))
-            break;
-        options->detach[options->detach_size++] =
-            control ? (char)(key == '?' ? 127 : key & 0x1f) : *at;
-        if (at[1] == 0 && at + 1 == text + size)
-            return;
-        at += 2;
-    }
-    bough_lerr(L, BOUGH_ERR_invalid, OP,
-               "detach = \"%.40s\" is no key: expected \"ctrl-\" and one of a-z @[\\]^_?", text);
 }
 
 static struct options read_options(lua_State *L)
@@ -221,22 +230,36 @@ static struct streams read_streams(lua_State *L)
     return s;
 }
 
-static void check_open(lua_State *L, const struct streams *s, bool pty)
+/* Closed by somebody who has read it to its end: there is nothing that would be missed. What is put aside for a wait
+ * brings a stream to its end too, but counts as no reading. */
+static bool was_read(const struct bough_reader *reader)
+{
+    return bough_reader_at_end(reader) && reader->reads > 0;
+}
+
+/* Leaves out what is used up. */
+static void check_open(lua_State *L, struct streams *s, bool pty)
 {
     static const char *const names[] = {"stdout", "stderr"};
     for (int i = 0; i < 2; i++) {
         const struct bough_reader *reader = s->readers[i];
         if (reader && reader->taken)
-            bough_lerr(L, BOUGH_ERR_state, OP, "the process's %s cannot be copied: %s", names[i],
+            bough_lerr(L, BOUGH_ERR_state, OP, "the process's %s cannot be copied: it %s", names[i],
                        reader->taken);
+        if (reader && reader->closed && !was_read(reader))
+            bough_lerr(L, BOUGH_ERR_state, OP,
+                       "the process's %s is closed: close() was called before it was read to its "
+                       "end",
+                       names[i]);
         if (reader && reader->closed)
-            bough_lerr(L, BOUGH_ERR_state, OP, "the process's %s is closed", names[i]);
+            s->readers[i] = NULL;
     }
     if (s->writer && s->writer->taken)
-        bough_lerr(L, BOUGH_ERR_state, OP, "the process's stdin cannot be written: %s",
+        bough_lerr(L, BOUGH_ERR_state, OP, "the process's stdin cannot be written: it %s",
                    s->writer->taken);
     if (s->writer && pty && s->writer->closed)
-        bough_lerr(L, BOUGH_ERR_state, OP, "the process's stdin is closed");
+        bough_lerr(L, BOUGH_ERR_state, OP,
+                   "the process's stdin is closed: after close() no key would reach it");
 }
 
 static void check_terminals(lua_State *L, const struct streams *s)
@@ -413,8 +436,8 @@ static void start(lua_State *L, struct attach *a, const struct options *options,
     struct bough_loop *loop = bough_core_loop(bough_core(L));
     struct bough_relay *relay = &a->relay;
     struct bough_err err;
-    struct bough_writer *writer =
-        streams->writer && !streams->writer->closed ? streams->writer : NULL;
+    bool fed = streams->writer && !streams->writer->closed && !a->over;
+    struct bough_writer *writer = fed ? streams->writer : NULL;
     if (a->pty || writer)
         take_desk(L, a);
     bough_cond_init(&a->own, loop);
@@ -434,23 +457,38 @@ static void start(lua_State *L, struct attach *a, const struct options *options,
         relay->ahead_size = bough_terminal_ahead(&relay->ahead);
 }
 
+/* Whether it has ended, as far as can be known without waiting. */
+static bool is_over(lua_State *L, const struct lprocess *p)
+{
+    if (!p->over)
+        bough_loop_poll(bough_core_loop(bough_core(L)), 0);
+    bough_lprocess_learn(L);
+    return p->over;
+}
+
 /* Not part of bough_attach, whose last call is to leave no frame behind. */
 static __attribute__((noinline)) void begin(lua_State *L)
 {
-    bough_lprocess_check(L, OP);
+    const struct lprocess *p = bough_lprocess_check(L, OP);
     lua_settop(L, 2);
     struct options options = read_options(L);
     struct streams streams = read_streams(L);
+    /* Of a process that is over there is only what it has left behind: nobody to type to, and no need of a terminal. */
+    bool over = is_over(L, p);
     bool pty = options.pty < 0 ? streams.terminal && bough_terminal_is_there() : options.pty;
+    pty = pty && !over;
     if (pty)
         check_terminals(L, &streams);
     check_open(L, &streams, pty);
     struct bough_spawner *spawner = pty ? get_spawner(L) : NULL;
     struct attach *a = push_attach(L);
     a->pty = pty;
+    a->over = over;
     lua_toclose(L, SELF);
     start(L, a, &options, &streams);
     a->spawner = spawner;
+    if (over)
+        bough_relay_cut(&a->relay);
 }
 
 int bough_attach(lua_State *L)

@@ -95,7 +95,7 @@ static void push_result(lua_State *L, struct lchild *l)
 static bool is_over(const struct lchild *l)
 {
     return l->process->state == BOUGH_PROCESS_OVER &&
-           (l->process->failed || bough_served_drained(&l->served));
+           (l->process->failed || l->served.failed || bough_served_drained(&l->served));
 }
 
 static int wait_k(lua_State *L, int status, lua_KContext ctx)
@@ -105,6 +105,10 @@ static int wait_k(lua_State *L, int status, lua_KContext ctx)
     struct lchild *l = check(L);
     struct bough_process *p = l->process;
     int result;
+    if (l->served.failed) {
+        lua_getiuservalue(L, 1, BOUGH_SERVED_ERROR);
+        return lua_error(L);
+    }
     if (bough_served_due(&l->served))
         return bough_served_call(L, &l->served);
     if (p->state == BOUGH_PROCESS_OVER && p->failed)

@@ -101,6 +101,30 @@ static void complaint(lua_State *L, struct bough_err *err)
     lua_settop(L, top);
 }
 
+#define UNREAD_MAX (1024 * 1024)
+
+/* What nobody has read of its streams goes into the result, and stays to be read. */
+static void show_unread(lua_State *L)
+{
+    static const char *const names[] = {"stdout", "stderr"};
+    lua_getiuservalue(L, AT_PROCESS, BOUGH_PROCESS_RESULT);
+    for (int i = 0; i < 2; i++) {
+        lua_getiuservalue(L, AT_PROCESS, BOUGH_PROCESS_STDOUT + i);
+        struct bough_reader *reader = bough_lreader_test(L, -1);
+        lua_pop(L, 1);
+        bool known = lua_getfield(L, -1, names[i]) != LUA_TNIL;
+        lua_pop(L, 1);
+        if (!reader || known || reader->closed || reader->taken)
+            continue;
+        while (reader->size < UNREAD_MAX && bough_reader_pull(reader, BOUGH_READER_CHUNK) > 0)
+            continue;
+        lua_pushlstring(L, reader->size > 0 ? reader->data + reader->at : "",
+                        reader->size < UNREAD_MAX ? reader->size : UNREAD_MAX);
+        lua_setfield(L, -2, names[i]);
+    }
+    lua_pop(L, 1);
+}
+
 /* Raises it when the process did badly and was to be checked. */
 static void end_check(lua_State *L)
 {
@@ -112,6 +136,7 @@ static void end_check(lua_State *L)
         return;
     struct bough_err err;
     luaL_checkstack(L, 16, NULL);
+    show_unread(L);
     complaint(L, &err);
     size_t size;
     lua_getiuservalue(L, AT_PROCESS, BOUGH_PROCESS_OP);

@@ -21,12 +21,23 @@ static void field_string(lua_State *L, const char *name, const char *value)
     }
 }
 
+/* Names of the caller's may hold anything; a message is one line, and does nothing to a terminal. */
+static void push_line(lua_State *L, const char *text)
+{
+    char line[sizeof((struct bough_err *)0)->msg];
+    size_t n = 0;
+    for (; text[n] && n + 1 < sizeof line; n++)
+        line[n] = (unsigned char)text[n] < ' ' || text[n] == 0x7f ? '?' : text[n];
+    lua_pushlstring(L, line, n);
+}
+
 void bough_lerr_push(lua_State *L, const struct bough_err *err, const char *op)
 {
     luaL_checkstack(L, 4, NULL);
     lua_createtable(L, 0, 6);
     field_string(L, "kind", bough_err_kind_name(err->kind));
-    field_string(L, "message", err->msg);
+    push_line(L, err->msg);
+    lua_setfield(L, -2, "message");
     field_string(L, "op", op);
     if (err->sys != 0) {
         lua_pushinteger(L, err->sys);

@@ -16,6 +16,14 @@ struct change {
 
 static int refuse_busy(lua_State *L, const char *op)
 {
+    const struct session *s = lua_touserdata(L, 1);
+    lua_getiuservalue(L, 1, UV_RUNNING);
+    bough_session_field(L, -1, "hosting");
+    if (s->detached && lua_isstring(L, -1))
+        return bough_lerr(
+            L, BOUGH_ERR_busy, op,
+            "the session's sandbox is running %s: wait for it, kill it, or give queue = true",
+            lua_tostring(L, -1));
     return bough_lerr(L, BOUGH_ERR_busy, op,
                       "the session is busy with another run: wait for it, or give queue = true");
 }
@@ -121,6 +129,9 @@ static int change_begin(lua_State *L, const struct change *change, bool queue)
 {
     struct session *s = bough_session_open(L, change->name);
     luaL_checkstack(L, 8, NULL);
+    /* What has come meanwhile and nobody has heard of may have freed it. */
+    if (s->detached && !queue)
+        bough_loop_poll(bough_core_loop(bough_core(L)), 0);
     if (bough_session_busy(s) && !queue && !bough_session_settling(L, 1))
         return refuse_busy(L, change->name);
     lua_pushcfunction(L, turn_take);

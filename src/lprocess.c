@@ -547,6 +547,17 @@ static int process__tostring(lua_State *L)
 /* -- making -------------------------------------------------------------------------------------- */
 
 /* Moves fields.name to a user value of the process on top. */
+/* The stream in the field `name`, if it is one, holds the process on top: or it would be killed by the collector while
+ * somebody still reads from it. */
+static void hold_by_stream(lua_State *L, const char *name)
+{
+    if (lua_getfield(L, 2, name) != LUA_TNIL) {
+        lua_pushvalue(L, -2);
+        lua_setiuservalue(L, -2, BOUGH_STREAM_OWNER);
+    }
+    lua_pop(L, 1);
+}
+
 static void take_field(lua_State *L, const char *name, int value)
 {
     lua_getfield(L, 2, name);
@@ -593,6 +604,9 @@ static int core_process(lua_State *L)
     lua_getfield(L, 2, "check");
     p->check = lua_toboolean(L, -1);
     lua_pop(L, 1);
+    hold_by_stream(L, "stdin");
+    hold_by_stream(L, "stdout");
+    hold_by_stream(L, "stderr");
     luaL_setmetatable(L, BOUGH_PROCESS); /* last: from here on it has a finaliser */
     return 1;
 }

@@ -440,7 +440,7 @@ struct bough_reader *bough_lreader_check(lua_State *L, int arg, const char *op)
 void bough_lreader_push(lua_State *L, struct bough_reader *reader, int number, const char *name)
 {
     size_t size = strlen(name) + 1;
-    struct lreader *self = lua_newuserdatauv(L, sizeof *self + size, 0);
+    struct lreader *self = lua_newuserdatauv(L, sizeof *self + size, BOUGH_STREAM_UV_COUNT);
     self->reader = reader;
     self->number = number;
     memcpy(self->name, name, size);

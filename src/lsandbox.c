@@ -90,13 +90,18 @@ static int sandbox_exec(lua_State *L)
 
 /* -- the image --------------------------------------------------------------------------------- */
 
+/* What somebody waits for, as the context of the wait. */
+enum { WAIT_END, WAIT_COMMIT, WAIT_STOP };
+
 static int wait_k(lua_State *L, int status, lua_KContext ctx)
 {
     (void)status;
     struct bough_run *run = run_of(L);
-    if (run->state == BOUGH_RUN_FAILED)
-        return bough_lerr_raise(L, &run->err, "popen");
-    if (run->state != BOUGH_RUN_DONE && (ctx || run->state != BOUGH_RUN_STOPPED))
+    if (run->state == BOUGH_RUN_FAILED) {
+        static const char *const ops[] = {"popen", "commit", "stop"};
+        return bough_lerr_raise(L, &run->err, ops[ctx]);
+    }
+    if (run->state != BOUGH_RUN_DONE && (ctx == WAIT_COMMIT || run->state != BOUGH_RUN_STOPPED))
         return bough_wait(L, &run->changed, ctx, wait_k);
     if (run->state != BOUGH_RUN_DONE || run->closed || run->disposable)
         return 0;
@@ -109,7 +114,7 @@ static int wait_k(lua_State *L, int status, lua_KContext ctx)
 static int sandbox_wait(lua_State *L)
 {
     lua_settop(L, 1);
-    return wait_k(L, LUA_OK, 0);
+    return wait_k(L, LUA_OK, WAIT_END);
 }
 
 static int commit_gc(lua_State *L)
@@ -121,25 +126,48 @@ static int commit_gc(lua_State *L)
     return 0;
 }
 
+static char *field_copy(lua_State *L, const char *name)
+{
+    char *copy = NULL;
+    if (lua_istable(L, 2)) {
+        if (lua_getfield(L, 2, name) == LUA_TSTRING)
+            copy = strdup(lua_tostring(L, -1));
+        lua_pop(L, 1);
+    }
+    return copy;
+}
+
+/* Of a sandbox that is STOPPED, or further. */
+static int commit_stopped(lua_State *L)
+{
+    struct bough_run *run = run_of(L);
+    if (run->state == BOUGH_RUN_STOPPED) {
+        free(run->tag);
+        free(run->command);
+        run->tag = field_copy(L, "tag");
+        run->command = field_copy(L, "command");
+        bough_run_commit(run);
+    }
+    return wait_k(L, LUA_OK, WAIT_COMMIT);
+}
+
 static int committed_k(lua_State *L, int status, lua_KContext ctx)
 {
     (void)status;
     struct bough_commit *c = *(struct bough_commit **)luaL_checkudata(L, -1, COMMIT);
     if (!c->done)
         return bough_wait(L, &c->done_cond, ctx, committed_k);
-    if (c->rc < 0)
+    if (c->rc == 0) {
+        bough_lrow_push(L, &c->image);
+        return 1;
+    }
+    /* It has come to its end meanwhile: then the image is of that. */
+    struct bough_run *run = run_of(L);
+    if (c->err.kind != BOUGH_ERR_state || run->closed || run->state == BOUGH_RUN_FAILED)
         return bough_lerr_raise(L, &c->err, "commit");
-    bough_lrow_push(L, &c->image);
-    return 1;
-}
-
-static char *field_copy(lua_State *L, const char *name)
-{
-    char *copy = lua_istable(L, 2) && lua_getfield(L, 2, name) == LUA_TSTRING
-                     ? strdup(lua_tostring(L, -1))
-                     : NULL;
-    lua_settop(L, 2);
-    return copy;
+    if (run->state < BOUGH_RUN_STOPPED)
+        return bough_wait(L, &run->changed, ctx, committed_k);
+    return commit_stopped(L);
 }
 
 /* sandbox:commit{ tag=, command= } -> row */
@@ -153,15 +181,8 @@ static int sandbox_commit(lua_State *L)
     if (run->disposable)
         return bough_lerr(L, BOUGH_ERR_disposed, "commit",
                           "the sandbox was booted with disposable = true");
-    if (run->state == BOUGH_RUN_STOPPED) {
-        free(run->tag);
-        free(run->command);
-        run->tag = field_copy(L, "tag");
-        run->command = field_copy(L, "command");
-        bough_run_commit(run);
-    }
-    if (run->state > BOUGH_RUN_STOPPED)
-        return wait_k(L, LUA_OK, 1);
+    if (run->state >= BOUGH_RUN_STOPPED)
+        return commit_stopped(L);
     if (instance->finishing)
         return bough_lerr(L, BOUGH_ERR_busy, "commit",
                           "the sandbox is stopping: wait for stop(), then commit");
@@ -184,7 +205,7 @@ static int stop_k(lua_State *L, int status, lua_KContext ctx)
     struct bough_run *run = instance->run;
     int64_t until_ns = lua_tointeger(L, 2);
     if (run->state >= BOUGH_RUN_STOPPED)
-        return wait_k(L, LUA_OK, 0);
+        return wait_k(L, LUA_OK, WAIT_STOP);
     if (!instance->finishing && instance->crew->live > 0 && bough_now_ns() < until_ns)
         return bough_wait_until(L, &instance->quiet, until_ns, ctx, stop_k);
     bough_instance_finish(instance);
@@ -223,16 +244,39 @@ static int sandbox_gc(lua_State *L)
     return 0;
 }
 
+/* How many run that nobody has given up. */
+static int wanted(const struct bough_instance *instance)
+{
+    int count = 0;
+    for (const struct bough_process *p = instance->crew->all; p; p = p->next)
+        count += !p->given_up;
+    return count;
+}
+
 /* hosts: processes may be started; live: how many run; over: its image is there, or never will be */
 static int sandbox_index(lua_State *L)
 {
-    const struct bough_instance *instance = check(L)->instance;
-    const struct bough_run *run = instance->run;
+    static const char *const fields[] = {"hosts",   "live",   "wanted",    "over",
+                                         "stopped", "closed", "timed_out", "oom"};
+    const struct bough_instance *instance =
+        ((struct lsandbox *)luaL_checkudata(L, 1, BOUGH_SANDBOX))->instance;
     const char *key = luaL_checkstring(L, 2);
+    /* Collected before whoever looks at it here: it is over, and closed. */
+    for (size_t i = 0; !instance && i < sizeof fields / sizeof *fields; i++)
+        if (strcmp(key, fields[i]) == 0) {
+            if (strcmp(key, "live") == 0 || strcmp(key, "wanted") == 0)
+                lua_pushinteger(L, 0);
+            else
+                lua_pushboolean(L, i >= 3 && i <= 5);
+            return 1;
+        }
+    const struct bough_run *run = instance ? instance->run : NULL;
     if (strcmp(key, "hosts") == 0)
         lua_pushboolean(L, bough_instance_hosts(instance));
     else if (strcmp(key, "live") == 0)
         lua_pushinteger(L, instance->crew->live);
+    else if (strcmp(key, "wanted") == 0)
+        lua_pushinteger(L, wanted(instance));
     else if (strcmp(key, "over") == 0)
         lua_pushboolean(L, bough_run_is_over(run));
     else if (strcmp(key, "stopped") == 0)

@@ -22,7 +22,7 @@ void bough_served_init(lua_State *L, struct bough_served *served, int spec)
 bool bough_served_due(const struct bough_served *served)
 {
     const struct bough_streams *s = served->streams;
-    if (served->serving)
+    if (served->serving || served->failed)
         return false;
     for (int i = 0; i < 2; i++)
         if (s->out[i].sink == BOUGH_SINK_TAKE && s->out[i].size > 0)
@@ -45,6 +45,9 @@ bool bough_served_drained(const struct bough_served *served)
 static int rethrow(lua_State *L, struct bough_served *served)
 {
     served->serving = false;
+    served->failed = true;
+    lua_pushvalue(L, -1);
+    lua_setiuservalue(L, 1, BOUGH_SERVED_ERROR);
     bough_cond_fire(served->changed);
     served->give_up(served);
     return lua_error(L);

@@ -10,6 +10,9 @@
 /* Bytes after which a call that had no need to wait lets the others have a turn. */
 #define BOUGH_STREAM_TURN (1024 * 1024)
 
+/* User value of both userdata: the process whose stream it is, which lives as long as somebody holds the stream. */
+enum { BOUGH_STREAM_OWNER = 1, BOUGH_STREAM_UV_COUNT = BOUGH_STREAM_OWNER };
+
 /* The one at `arg`: check raises `invalid`, test gives NULL. Perhaps closed. */
 struct bough_reader *bough_lreader_check(lua_State *L, int arg, const char *op);
 struct bough_reader *bough_lreader_test(lua_State *L, int arg);

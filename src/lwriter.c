@@ -273,7 +273,7 @@ struct bough_writer *bough_lwriter_check(lua_State *L, int arg, const char *op)
 void bough_lwriter_push(lua_State *L, struct bough_writer *writer, int number, const char *name)
 {
     size_t size = strlen(name) + 1;
-    struct lwriter *self = lua_newuserdatauv(L, sizeof *self + size, 0);
+    struct lwriter *self = lua_newuserdatauv(L, sizeof *self + size, BOUGH_STREAM_UV_COUNT);
     self->writer = writer;
     self->number = number;
     memcpy(self->name, name, size);

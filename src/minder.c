@@ -1,6 +1,8 @@
 #define _GNU_SOURCE
 #include "minder.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -18,6 +20,88 @@ struct bough_minded {
     bool timed_out;
 };
 
+struct bough_unsaid {
+    struct bough_unsaid *next;
+    enum bough_msg type;
+    int64_t id;
+    struct bough_wbuf body;
+    int fd; /* -1 */
+};
+
+/* Takes the body over. */
+static int keep(struct bough_minder *minder, enum bough_msg type, int64_t id,
+                struct bough_wbuf *body, int fd, struct bough_err *err)
+{
+    struct bough_unsaid *one = calloc(1, sizeof *one);
+    int copy = fd >= 0 ? fcntl(fd, F_DUPFD_CLOEXEC, 3) : -1;
+    if (!one || (fd >= 0 && copy < 0)) {
+        int sys = one ? errno : ENOMEM;
+        free(one);
+        bough_wbuf_free(body);
+        return bough_err_sys(err, sys, "telling the host");
+    }
+    *one = (struct bough_unsaid){.type = type, .id = id, .body = *body, .fd = copy};
+    *body = (struct bough_wbuf){0};
+    if (minder->unsaid)
+        minder->unsaid_last->next = one;
+    else
+        minder->unsaid = one;
+    minder->unsaid_last = one;
+    return 0;
+}
+
+static bool is_full(const struct bough_err *err)
+{
+    return err->sys == EAGAIN || err->sys == ENOBUFS || err->sys == ETOOMANYREFS;
+}
+
+/* Frees the body. */
+static int say(struct bough_minder *minder, enum bough_msg type, int64_t id,
+               struct bough_wbuf *body, int fd, struct bough_err *err)
+{
+    struct bough_err failure;
+    if (minder->sock < 0) {
+        bough_wbuf_free(body);
+        return 0;
+    }
+    if (minder->unsaid)
+        return keep(minder, type, id, body, fd, err);
+    if (bough_send(minder->sock, type, id, body, &fd, fd >= 0, &failure) < 0) {
+        if (is_full(&failure))
+            return keep(minder, type, id, body, fd, err);
+        bough_wbuf_free(body);
+        if (err)
+            *err = failure;
+        return -1;
+    }
+    bough_wbuf_free(body);
+    return 0;
+}
+
+static void forget_first(struct bough_minder *minder)
+{
+    struct bough_unsaid *one = minder->unsaid;
+    minder->unsaid = one->next;
+    bough_wbuf_free(&one->body);
+    bough_fd_close(&one->fd);
+    free(one);
+}
+
+bool bough_minder_flush(struct bough_minder *minder)
+{
+    struct bough_err err;
+    while (minder->unsaid) {
+        struct bough_unsaid *one = minder->unsaid;
+        if (minder->sock >= 0 &&
+            bough_send(minder->sock, one->type, one->id, &one->body, &one->fd, one->fd >= 0, &err) <
+                0 &&
+            is_full(&err))
+            return false;
+        forget_first(minder);
+    }
+    return true;
+}
+
 int bough_minder_add(struct bough_minder *minder, int64_t id, pid_t pid, int64_t timeout_ms,
                      int master, struct bough_err *err)
 {
@@ -31,11 +115,7 @@ int bough_minder_add(struct bough_minder *minder, int64_t id, pid_t pid, int64_t
                           : 0;
     struct bough_wbuf body = {0};
     bough_put_i64(&body, pid);
-    int rc = minder->sock < 0 ? 0
-                              : bough_send(minder->sock, BOUGH_MSG_STARTED, id, &body, &master,
-                                           master >= 0, err);
-    bough_wbuf_free(&body);
-    if (rc < 0) {
+    if (say(minder, BOUGH_MSG_STARTED, id, &body, master, err) < 0) {
         free(one);
         return -1;
     }
@@ -47,12 +127,9 @@ int bough_minder_add(struct bough_minder *minder, int64_t id, pid_t pid, int64_t
 
 void bough_minder_fail(struct bough_minder *minder, int64_t id, const struct bough_err *err)
 {
-    if (minder->sock < 0)
-        return;
     struct bough_wbuf body = {0};
     bough_put_err(&body, err);
-    bough_send(minder->sock, BOUGH_MSG_FAILED, id, &body, NULL, 0, NULL);
-    bough_wbuf_free(&body);
+    say(minder, BOUGH_MSG_FAILED, id, &body, -1, NULL);
 }
 
 bool bough_minder_reaped(struct bough_minder *minder, pid_t pid, int status,
@@ -77,8 +154,7 @@ bool bough_minder_reaped(struct bough_minder *minder, pid_t pid, int status,
         };
         struct bough_wbuf body = {0};
         bough_end_put(&body, &end);
-        bough_send(minder->sock, BOUGH_MSG_ENDED, one->id, &body, NULL, 0, NULL);
-        bough_wbuf_free(&body);
+        say(minder, BOUGH_MSG_ENDED, one->id, &body, -1, NULL);
     }
     free(one);
     return true;
@@ -172,4 +248,6 @@ void bough_minder_clear(struct bough_minder *minder)
         free(one);
     }
     minder->count = 0;
+    while (minder->unsaid)
+        forget_first(minder);
 }

@@ -13,9 +13,12 @@
 #include "command.h"
 
 struct bough_minded;
+struct bough_unsaid;
 
+/* Saying something never waits: what a host that does not listen has no room for is kept until it does. */
 struct bough_minder {
-    int sock;      /* to the host; -1: nobody hears */
+    int sock; /* to the host, does not block; -1: nobody hears */
+    struct bough_unsaid *unsaid, *unsaid_last;
     bool sessions; /* each child leads a session and a process group of its own */
     struct bough_minded *all;
     int count;
@@ -32,6 +35,8 @@ bool bough_minder_reaped(struct bough_minder *minder, pid_t pid, int status,
 /* A SIGNAL of the host; `id` 0 goes to all. A process that is over is no mistake. */
 void bough_minder_signal(struct bough_minder *minder, int64_t id, int number,
                          enum bough_scope scope);
+/* Says what is kept, as far as it goes. False while something is left: then the socket is to be polled for room. */
+bool bough_minder_flush(struct bough_minder *minder);
 int bough_minder_timeout(const struct bough_minder *minder); /* ms until something is due, or -1 */
 void bough_minder_clock(struct bough_minder *minder);        /* kills whose time is over */
 void bough_minder_clear(struct bough_minder *minder);        /* forgets all */

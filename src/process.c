@@ -156,6 +156,9 @@ static bool on_message(void *arg, struct bough_message *msg, const struct bough_
         /* With the connection: the owner of the crew knows why, and tells. */
         if (err->kind == BOUGH_ERR_closed && p->crew->gone && !p->crew->hung_up)
             return false;
+        /* Its terminal found no room in our table of descriptors, and we shall not hear of it again. */
+        if (err->sys == EMFILE)
+            bough_process_signal(p, SIGKILL, BOUGH_SCOPE_TREE);
         fail(p, err);
         return false;
     }

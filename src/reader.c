@@ -11,6 +11,8 @@
 #include "stream.h"
 #include "sys.h"
 
+#define TAKE_WEIGHT 256 /* what a read counts besides its bytes towards a turn for the others */
+
 #define PIPE_SIZE \
     (1024 * 1024) /* what an ordinary user may ask for, unless the machine says less */
 #define KEEP_ROOM (1024 * 1024)  /* a larger buffer goes back when it is empty */
@@ -183,7 +185,7 @@ bool bough_reader_at_end(const struct bough_reader *reader)
 void bough_reader_take(struct bough_reader *reader, size_t size)
 {
     reader->reads++;
-    reader->streak += size;
+    reader->streak += size + TAKE_WEIGHT;
     reader->used += size;
     reader->at += size;
     reader->size -= size;

@@ -162,9 +162,19 @@ static void fill_result(struct bough_run *run)
 /* Of a run that was closed, or is not to be kept, nothing stays. */
 static void drop(struct bough_run *run)
 {
-    if (run->ending.changed)
+    if (run->ending.changed && run->copying > 0)
+        run->drop_due = true;
+    else if (run->ending.changed)
         bough_engine_drop_staged(run->engine, run->layer);
     run->ending.changed = false;
+}
+
+void bough_run_copied(struct bough_run *run)
+{
+    if (--run->copying > 0 || !run->drop_due)
+        return;
+    run->drop_due = false;
+    bough_engine_drop_staged(run->engine, run->layer);
 }
 
 void bough_run_commit(struct bough_run *run)
@@ -226,8 +236,11 @@ static bool on_message(void *arg, struct bough_message *msg, const struct bough_
     struct bough_run *run = arg;
     bool more = false;
     if (!msg) {
+        struct bough_err why = *err;
+        if (why.kind == BOUGH_ERR_closed && run->engine->closed)
+            bough_err_set(&why, BOUGH_ERR_closed, "the engine was closed");
         run->id = 0;
-        fail(run, err);
+        fail(run, &why);
     } else if (msg->type == BOUGH_MSG_STARTED) {
         run->pid = bough_get_i64(&msg->body);
         step(run, BOUGH_RUN_RUNNING);

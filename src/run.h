@@ -31,6 +31,8 @@ struct bough_run {
     struct bough_cond changed;
     enum bough_run_state state;
     struct bough_err err;
+    int copying;    /* commits that read its upper directory */
+    bool drop_due;  /* once they are through */
     bool closed;    /* nobody wants its image: kill, keep nothing */
     bool eager;     /* somebody waits for the end, nobody for the start: it is not announced */
     bool collected; /* somebody has got its image: gc asks them from then on */
@@ -62,7 +64,8 @@ struct bough_run {
 struct bough_run *bough_run_new(struct bough_engine *engine); /* streams closed, everything empty */
 void bough_run_unref(struct bough_run *run);
 void bough_run_start(struct bough_run *run);
-void bough_run_close(struct bough_run *run); /* kills; idempotent, never waits */
+void bough_run_copied(struct bough_run *run); /* one of `copying` is through, well or not */
+void bough_run_close(struct bough_run *run);  /* kills; idempotent, never waits */
 void bough_run_commit(
     struct bough_run *run); /* of one that is STOPPED: its image, which is DONE then */
 bool bough_run_is_over(const struct bough_run *run);

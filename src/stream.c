@@ -164,8 +164,14 @@ void bough_out_finish(struct bough_out *out)
 {
     char chunk[BOUGH_STREAM_CHUNK];
     ssize_t n;
-    while (out->fd >= 0 && (n = BOUGH_RETRY(read(out->fd, chunk, sizeof chunk))) > 0)
+    /* No more than can have been written before the end: others may hold the other end and go on writing. */
+    int capacity = out->fd >= 0 ? fcntl(out->fd, F_GETPIPE_SZ) : 0;
+    size_t left = capacity > 0 ? (size_t)capacity : 2 * BOUGH_STREAM_CHUNK;
+    while (out->fd >= 0 && left > 0 &&
+           (n = BOUGH_RETRY(read(out->fd, chunk, left < sizeof chunk ? left : sizeof chunk))) > 0) {
         consume(out, chunk, (size_t)n);
+        left -= (size_t)n;
+    }
     close_poll(&out->poll);
     bough_fd_close(&out->fd);
     out->eof = true;

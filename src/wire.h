@@ -35,7 +35,8 @@ enum bough_msg {
                         * DONE three numbers and a text, as bough-look reports them */
     BOUGH_MSG_COMMIT, /* sandbox (the id of its RUN), new id: copies what a booted sandbox has changed into a
                         * layer, while all in it stands still. DONE bytes files */
-    BOUGH_MSG_OOM, /* sandbox (the id of its RUN): DONE how many processes its memory limit has killed */
+    BOUGH_MSG_OOM, /* sandbox (the id of its RUN): DONE how many processes its memory limit has killed, whether its
+                    * time is over; -1 where there is none */
     BOUGH_MSG_BYE, /* end in order */
     /* keeper to host */
     BOUGH_MSG_HELLO,    /* version, facts as key, value pairs; fd: pidfd of the keeper */

@@ -336,6 +336,19 @@ local function path_of(value, op, name)
   return text_of(value, op, name)
 end
 
+-- Says of an object that is close to a stream, but none that can be `name`, what to give instead.
+local function near_stream(kind, value, op, name)
+  local is_input = name == "stdin"
+  if kind == "bough.process" or kind == "bough.running" then
+    raise("invalid", op, "%s: got %s: give its %s", name, quote(value), is_input and "stdout" or "stdin")
+  elseif kind == "bough.command" or kind == "bough.pipeline" then
+    raise("invalid", op, "%s: got %s: join commands with |, or start it", name, quote(value))
+  elseif kind == (is_input and "bough.writer" or "bough.reader") then
+    raise("invalid", op, "%s: got %s, which is the wrong end: give a %s", name, quote(value),
+      is_input and "reader" or "writer")
+  end
+end
+
 --- What the command reads: data, PIPE, INHERIT, a Lua file, a function that yields chunks, a reader, { path = ... }.
 function M.stdin(value, op, live)
   if value == nil or value == false then return nil end
@@ -352,6 +365,7 @@ function M.stdin(value, op, live)
     and (kind == nil or kind == "bough.file") then
     return { path = path_of(value.path, op, "stdin.path") }
   end
+  near_stream(kind, value, op, "stdin")
   raise("invalid", op, "stdin must be data, a Lua file, a function, a reader or bough.file(path), got %s",
     quote(value))
 end
@@ -381,6 +395,7 @@ function M.output(value, op, name, live)
     end
     return path_of(value.path, op, name .. ".path")
   end
+  near_stream(kind, value, op, name)
   raise("invalid", op, "%s must be true, false, a path, a Lua file, a function or a writer, got %s", name,
     quote(value))
 end

@@ -40,7 +40,7 @@ end
 ---@param popen bough.popen where it runs
 ---@param command string|table shell line, or options with the command in the array part
 ---@param opts table? with a shell line
----@param op string for messages: "session:cmd"
+---@param op string for messages: "cmd", "host"
 ---@param check (fun(options: table, op: string): string)? checks the options and returns the command as one
 ---  line; default: those of popen in a sandbox
 ---@return bough.command
@@ -56,7 +56,7 @@ function M.new(popen, command, opts, op, check)
   if wants_check then given.check = nil end
   return setmetatable({
     [DATA] = {
-      stages = { { kind = "command", popen = popen, options = given, text = text, check = wants_check } },
+      stages = { { kind = "command", op = op, popen = popen, options = given, text = text, check = wants_check } },
       options = {},
     },
   }, meta)

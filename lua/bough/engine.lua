@@ -201,9 +201,14 @@ function methods:close()
   for session in pairs(context.sessions) do live[#live + 1] = session end
   for started in pairs(context.running) do live[#live + 1] = started end
   for running in pairs(context.instances) do live[#live + 1] = running end
-  for _, object in ipairs(live) do object:close() end
+  local trouble
+  for _, object in ipairs(live) do
+    local good, problem = pcall(object.close, object)
+    if not good then trouble = trouble or problem end
+  end
   context.driver = nil
   driver:close()
+  if trouble then error(trouble, 0) end
 end
 
 function meta:__index(name)

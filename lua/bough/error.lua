@@ -36,14 +36,32 @@ function M.is(value, kind)
   return core.is_error(value) and (kind == nil or value.kind == kind)
 end
 
---- Renders any value for a message: strings quoted, control characters escaped, long ones clipped.
+local class_names = { -- those that are not the article and the last part of the class's name
+  running = "a running pipeline", instances = "engine.instances", images = "engine.images", files = "engine.files",
+  file = "a bough.file", bytes = "bough.bytes", dir = "a bough.dir", uploaded = "an uploaded file",
+}
+
+-- What one of our objects, or a Lua file, is called in a message; nil for anything else.
+local function object(value)
+  local file = io.type(value)
+  if file then return file == "file" and "a Lua file" or "a closed file" end
+  local meta = getmetatable(value)
+  local name = type(meta) == "table" and rawget(meta, "__name") or nil
+  local class = type(name) == "string" and name:match "^bough%.([%w_]+)$"
+  if not class then return nil end
+  if class == "constant" then return tostring(value) end
+  return class_names[class] or (class:find "^[aeiou]" and "an " or "a ") .. class:gsub("_", " ")
+end
+
+--- Renders any value for a message: strings quoted, control characters escaped, long ones clipped; objects by their
+--- class.
 ---@param value any
 ---@return string
 function M.quote(value)
   if type(value) ~= "string" then
     local kind = type(value)
     if kind == "number" or kind == "boolean" or kind == "nil" then return tostring(value) end
-    return "a " .. kind
+    return object(value) or "a " .. kind
   end
   local text = value
   if #text > 60 then

@@ -13,8 +13,6 @@ local M = {}
 
 local raise, quote = errors.raise, errors.quote
 
-local INSIDE = "a plain command of this machine has none"
-
 -- The spec of a command, which is relative to where the host stands.
 local function spec_of(command_or_table, opts, op)
   local given = {}
@@ -25,7 +23,7 @@ local function spec_of(command_or_table, opts, op)
   end
   if given.user ~= nil then raise("invalid", op, "user: a plain command runs as who you are") end
   given.cwd = nil
-  local spec, policy = options.spec(given, nil, { op = op, live = true, inside = INSIDE })
+  local spec, policy = options.spec(given, nil, { op = op, live = true, bare = true })
   spec.cwd, spec.user = cwd, nil
   return spec, policy
 end

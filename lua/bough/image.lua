@@ -124,9 +124,17 @@ end
 function fields.result(data) return copy(result_of(data, "result")) end
 function fields.cached(data) return data.cached end
 function fields.state(data) return data.state end
--- of one whose sandbox hosts live processes: the last of them has ended, its image is in the making
+-- of one whose sandbox hosts live processes: the last that anybody wants has ended, its image is in the making
 function fields.settling(data)
-  return data.sandbox ~= nil and data.state == "executing" and not data.sandbox.hosts
+  local sandbox = data.state == "executing" and data.sandbox
+  return sandbox and (not sandbox.hosts or sandbox.wanted == 0) or false
+end
+-- and what it runs, in words
+function fields.hosting(data)
+  local sandbox = data.state == "executing" and data.sandbox
+  if not sandbox then return nil end
+  local others = sandbox.live - 1
+  return quote(data.label) .. (others > 0 and (" and %d more"):format(others) or "")
 end
 function fields.stdin(data) return data.stdin end
 function fields.engine(data) return data.context.engine end
@@ -336,6 +344,7 @@ function methods:close()
   local data = data_of(self, "close")
   if data.state ~= "executing" then return end
   local run = data.run
+  data.closed = true
   settle(self, data, nil, errors.new("cancelled", data.op, nil, "closed before it finished: %s",
     data.label))
   run:close()
@@ -451,8 +460,9 @@ local function join(started, spec, policy, op)
   local data = data_of(started, op)
   local sandbox = data.sandbox
   return live.start(sandbox, spec, policy, op, function()
-    if sandbox.live > 0 then return nil end
-    started:wait()
+    if sandbox.live > 0 or data.closed then return nil end
+    local good, problem = pcall(started.wait, started)
+    if not good and not data.closed then error(problem, 0) end
     return started.uuid and started or nil
   end)
 end

@@ -79,7 +79,7 @@ end
 ---@return bough.instance self
 function methods:stop(grace)
   local part = part_of(self, "stop")
-  if grace ~= nil and (type(grace) ~= "number" or not (grace >= 0)) then
+  if grace ~= nil and (type(grace) ~= "number" or grace ~= grace or grace < 0) then
     raise("invalid", "stop", "grace must be a number of seconds, got %s", quote(grace))
   end
   part.handle:stop(math.min(grace or GRACE, 1e9))

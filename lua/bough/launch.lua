@@ -6,6 +6,7 @@
 -- Lua code writes to) is done by such processes too, which nobody sees.
 
 local core = require "bough.core"
+local check = require "bough.check"
 local errors = require "bough.error"
 local filter = require "bough.filter"
 local task = require "bough.task"
@@ -185,9 +186,19 @@ local function streams_of(data, stage, input, place)
   return given, out, err
 end
 
+-- Calls what starts a command. What it raises names the command, and not the step: of several, only that tells which.
+local function naming(stage, step, ...)
+  local good, result = pcall(step, ...)
+  if good then return result end
+  if errors.is(result) and not M.is_interruption(result) and not check.is_foreign(result) then
+    result.op = ("%s %s"):format(stage.op, quote(stage.text))
+  end
+  error(result, 0)
+end
+
 local function start_command(data, stage, input, place)
   local given, out, err = streams_of(data, stage, input, place)
-  local process = stage.popen(given, nil, { eager = true })
+  local process = naming(stage, stage.popen, given, nil, { eager = true })
   data.all[#data.all + 1] = process
   if err then drain(data, process.stderr, err, process) end
   if out then
@@ -252,7 +263,7 @@ local function start_stages(data, plan, capture)
   data.stdin, data.stdout = data.stages[1].stdin, stream
   for i, stage in ipairs(plan.stages) do
     local process = data.stages[i]
-    if stage.kind == "command" then process:started() end
+    if stage.kind == "command" then naming(stage, process.started, process) end
   end
   if data.due and data.impatient[1] then start_timer(data, data.due - core.now()) end
 end

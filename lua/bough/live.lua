@@ -24,14 +24,23 @@ end
 ---@param settle (fun(): bough.image?)? called once after its end by whoever waits: waits for what comes of it
 ---@return bough.process
 function M.start(place, spec, policy, op, settle)
-  local child = place:exec(spec)
+  local good, child = pcall(place.exec, place, spec)
+  if not good then
+    if errors.is(child) then child.op = op end
+    error(child, 0)
+  end
   if not spec.eager then
-    local good, problem = pcall(child.started, child)
+    local problem
+    good, problem = pcall(child.started, child)
     if not good then
       child:close()
       if errors.is(problem) and problem.op == nil then problem.op = op end
       error(problem, 0)
     end
+  end
+  -- Functions are called by whoever waits for the process; but who only reads another of its streams would wait for ever.
+  if type(spec.stdin) == "function" or type(spec.stdout) == "function" or type(spec.stderr) == "function" then
+    core.spawn(pcall, child.wait, child) -- what a function raises, `wait` of the process raises
   end
   local stdin, stdout, stderr = child:streams()
   return core.process(child, {

@@ -18,11 +18,12 @@ local known = {
 }
 local is_known = {}
 for _, name in ipairs(known) do is_known[name] = true end
+is_known.input = true -- another name of stdin, as Python's subprocess has it; messages know the one
 
 -- Names from other libraries that edit distance would not find.
 local aliases = {
   workdir = "cwd", working_dir = "cwd", dir = "cwd", directory = "cwd", chdir = "cwd",
-  cmd = "command", argv = "command", input = "stdin", memory = "limits", mem = "limits",
+  cmd = "command", argv = "command", memory = "limits", mem = "limits",
   pids = "limits", cpu = "limits", disk = "limits", uid = "user", name = "tag", net = "network",
   on_output = "stdout", ephemeral = "disposable", max_output = "truncate_output_at",
   discard = "disposable",
@@ -105,8 +106,20 @@ local function image_command(args, image, op)
   return table.move(cmd or {}, 1, #(cmd or {}), #argv + 1, argv)
 end
 
+-- shell = true, as Python's subprocess has it: the one word there is is a shell line.
+local function shell_line(options, count, op)
+  local line = options.command
+  if line == nil then line = options[1] end
+  if type(line) ~= "string" or count > 1 or (count == 1 and options.command ~= nil) or options.args ~= nil then
+    raise("invalid", op, 'shell = true goes with one line and nothing else: ("a && b", { shell = true }), or'
+      .. ' { shell = "a && b" }')
+  end
+  return { "/bin/sh", "-c", argument(line, op, "the shell line") }
+end
+
 local function build_argv(options, count, op, image)
   local argv = {}
+  if options.shell == true then return shell_line(options, count, op) end
   if options.shell ~= nil then
     if count > 0 or options.command ~= nil then
       raise("invalid", op, "both a command and shell = %s given: use one", quote(options.shell))
@@ -232,7 +245,19 @@ end
 -- What belongs to the sandbox, and so cannot be said of one more process in it.
 local of_sandbox = { "files", "limits", "network", "hostname", "disposable", "tag", "cache", "queue", "on_progress" }
 
---- Brings the two ways of calling into one table: ("line", {...}) is ({ shell = "line", ... }).
+-- `input` under its own name, in a copy.
+local function renamed(given, op)
+  if given.input == nil then return given end
+  if given.stdin ~= nil then
+    raise("invalid", op, "both stdin and input given, which are the same: use one")
+  end
+  local all = {}
+  for name, value in pairs(given) do all[name] = value end
+  all.stdin, all.input = given.input, nil
+  return all
+end
+
+--- Brings the ways of calling into one table: ("line", {...}) is ({ shell = "line", ... }), `input` is `stdin`.
 ---@param command string|table
 ---@param options table?
 ---@param op string
@@ -245,7 +270,7 @@ function M.fold(command, options, op)
     if options ~= nil then
       raise("invalid", op, "options go into the command's own table: { \"prog\", timeout = 60 }")
     end
-    return command
+    return renamed(command, op)
   end
   if type(command) ~= "string" then
     raise("invalid", op, "expected a shell line or a table, got %s", quote(command))
@@ -255,11 +280,16 @@ function M.fold(command, options, op)
   end
   local all = {}
   for name, value in pairs(options or {}) do all[name] = value end
+  if all.shell == false then
+    raise("invalid", op, 'shell = false, but a string is a shell line: write { "prog", "arg" }')
+  elseif all.shell == true then
+    all.shell = nil
+  end
   if #all > 0 or all.command ~= nil or all.shell ~= nil then
     raise("invalid", op, "two commands given: the string %s is a shell line already", quote(command))
   end
   all.shell = command
-  return all
+  return renamed(all, op)
 end
 
 -- A terminal is one stream: what is typed goes in, and all that is shown comes out of stdout.
@@ -273,12 +303,26 @@ local function on_terminal(spec, options, op, live)
   end
 end
 
+local function refuse_of_sandbox(options, within, op)
+  for _, name in ipairs(of_sandbox) do
+    if options[name] ~= nil then
+      if within.bare then
+        raise("invalid", op, "%s: a plain command of this machine has no sandbox", name)
+      elseif not (name == "queue" and within.inside:find "session") then
+        raise("invalid", op, "%s belongs to the sandbox, which is running already: %s", name, within.inside)
+      end
+    end
+  end
+end
+
 --- Checks and normalises one call's options.
 ---@param command string|table shell line, or the options table with the command in its array part
 ---@param options table? with a shell line: its options
----@param within { op: string, defaults: table?, image: bough.image_defaults?, live: boolean?, inside: string? }?
+---@param within { op: string, defaults: table?, image: bough.image_defaults?, live: boolean?, inside: string?,
+---  bare: boolean? }?
 ---  op for messages; a session's defaults; under them the image's; `live`: pipes may be asked for, and are the
----  default (popen, exec); `inside`: the sandbox is there already: says where its options belong
+---  default (popen, exec); `inside`: the sandbox is there already: says where its options belong; `bare`: there
+---  is no sandbox
 ---@return table spec what engines take, but `files`, a plan of bough.files, and `cache`
 ---@return { check: boolean, queue: boolean } policy what the caller does about it
 function M.spec(command, options, within)
@@ -288,11 +332,7 @@ function M.spec(command, options, within)
   local image = within and within.image
   local from_image = image or {}
   options = M.fold(command, options, op)
-  for _, name in ipairs(within and within.inside and of_sandbox or {}) do
-    if options[name] ~= nil and not (name == "queue" and within.inside:find "session") then
-      raise("invalid", op, "%s belongs to the sandbox, which is running already: %s", name, within.inside)
-    end
-  end
+  if within and (within.inside or within.bare) then refuse_of_sandbox(options, within, op) end
   if live and options.cache then
     raise("invalid", op, "cache is for run: a live process has no result to remember")
   end

@@ -43,8 +43,8 @@ local function plan_of(value)
 end
 
 local function self_plan(self, op)
-  return plan_of(self) or raise("invalid", op, "called on %s: write command:%s(...) or (a | b):%s(...)",
-    quote(self), op, op)
+  return plan_of(self) or raise("invalid", op, "called on %s instead of a command or pipeline: write command:%s(...)"
+    .. " or (a | b):%s(...)", quote(self), op, op)
 end
 
 local function text_of(plan)
@@ -135,7 +135,7 @@ local function append(plan, value)
   if not sink then
     local class = class_of(value)
     raise("invalid", "pipeline", "%s cannot stand behind a command: %s",
-      class == "string" and quote(value) or class, behind[class]
+      quote(value), behind[class]
       or "expected a command, a function, bough.tee, bough.file(path), a Lua file or a writer")
   end
   check_open_end(plan)
@@ -161,7 +161,7 @@ local function prepend(value, plan)
   local kind = type(value)
   if not (kind == "string" or kind == "function" or class == "file" or class == "closed file"
     or class == "bough.file" or class == "bough.bytes" or class == "bough.reader") then
-    raise("invalid", "pipeline", "%s cannot stand in front of a command: %s", class,
+    raise("invalid", "pipeline", "%s cannot stand in front of a command: %s", quote(value),
       in_front[class] or "expected data, a function, bough.file(path), a Lua file or a reader")
   end
   check.stdin(value, "pipeline", true)
@@ -330,7 +330,14 @@ function methods:to(sink, opts)
     raise("invalid", "to", "expected a path, a Lua file, a writer or a function, got %s", quote(sink))
   end
   check_open_end(plan)
-  return methods.wait(changed(plan, { sink = checked }), rest)
+  local good, result = pcall(methods.wait, changed(plan, { sink = checked }), rest)
+  if good then return result end
+  -- whoever writes the file, or opens it, knows nothing of this call
+  if checked.kind == "path" and errors.is(result) and result.message:find("^output ")
+    and result.message:find(checked.value, 1, true) then
+    result.op = "to"
+  end
+  error(result, 0)
 end
 
 -- -- objects -----------------------------------------------------------------------------------------

@@ -157,9 +157,10 @@ end
 -- What `check` makes of stage `i`; of the pipeline's time limit, without it.
 local function complaint(data, result, i)
   local many = #result.stages > 1
-  local stage = result.stages[i or result.stage]
-  local op = (many and "pipeline " or "cmd ") .. quote(data.plan.text)
-  local what = many and ("stage %d (%s): "):format(i or result.stage, stage.command) or ""
+  local at = i or result.stage
+  local stage = result.stages[at]
+  local op = ("%s %s"):format(many and "pipeline" or data.plan.stages[at].op or "cmd", quote(data.plan.text))
+  local what = many and ("stage %d (%s): "):format(at, stage.command) or ""
   local details = { result = result, command = i and stage.command or data.plan.text }
   if not i then
     return errors.new("timeout", op, details, "stopped at its time limit of %g s", data.plan.options.timeout)

@@ -2,12 +2,15 @@
 --
 -- A path is written under another name, which it sheds at the end: it is there whole or not at all.
 
+local core = require "bough.core"
 local check = require "bough.check"
 local errors = require "bough.error"
 
 local M = {}
 
 local raise, quote = errors.raise, errors.quote
+
+local LINES_A_TURN = 2048 -- given to a function before others get a turn
 
 -- -- what a sink is ----------------------------------------------------------------------------------
 
@@ -146,6 +149,7 @@ openers["function"] = function(sink)
     return { write = function(chunk) fn(chunk) end, finish = function() end, drop = function() end }
   end
   local rest = {} -- parts of a line without its newline
+  local count = 0
   return {
     write = function(chunk)
       local at = 1
@@ -156,6 +160,8 @@ openers["function"] = function(sink)
         local line = table.concat(rest)
         rest, at = {}, newline + 1
         fn(line)
+        count = count + 1
+        if count % LINES_A_TURN == 0 then core.sleep(0) end
       end
       if at <= #chunk then rest[#rest + 1] = chunk:sub(at) end
     end,

@@ -727,9 +727,11 @@ function session:popen(command, opts) end
 ---@return bough.command
 function session:cmd(command, opts) end
 --- A shell in the caller's terminal, until it ends. Waits.
----@param opts table? options of `popen`; an array part runs that instead
----@return integer code
-function session:shell(opts) end
+---@param line string|table|nil a shell line that runs instead, or the options of `popen`, whose array part runs
+---  instead; `detach`: as for `attach`
+---@param opts table? with a shell line
+---@return integer? code nil when `detach`'s keys were typed
+function session:shell(line, opts) end
 --- A sandbox of its own that hosts processes, at the image where the session stands. Waits until it is there.
 ---@param opts table?
 ---@return bough.instance

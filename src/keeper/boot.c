@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -20,11 +21,21 @@ int bough_boot_open(struct bough_boot *boot, struct bough_child *child,
                                 .null = open("/dev/null", O_RDWR | O_CLOEXEC)};
     if (boot->null < 0)
         return bough_err_sys(err, errno, "sandbox: /dev/null");
+    if (fcntl(sock, F_SETFL, O_NONBLOCK) < 0)
+        return bough_err_sys(err, errno, "sandbox: socket");
     return 0;
 }
 
+/* How long a host that does not listen may keep us here: its processes are over, and so are we. */
+#define PARTING_MS 30000
+
 void bough_boot_close(struct bough_boot *boot)
 {
+    struct pollfd room = {.fd = boot->minder.sock, .events = POLLOUT};
+    int64_t until_ns = bough_now_ns() + PARTING_MS * INT64_C(1000000), left_ns;
+    while (!bough_minder_flush(&boot->minder) && (left_ns = until_ns - bough_now_ns()) > 0 &&
+           !(room.revents & (POLLHUP | POLLERR)))
+        poll(&room, 1, (int)(left_ns / 1000000) + 1);
     bough_fd_close(&boot->minder.sock);
     bough_fd_close(&boot->null);
     bough_minder_clear(&boot->minder);
@@ -89,6 +100,8 @@ enum bough_boot_wish bough_boot_serve(struct bough_boot *boot, bool starting)
         bough_minder_fail(&boot->minder, msg.id, &err);
         return wish;
     }
+    if (rc < 0 && err.sys == EAGAIN)
+        return wish;
     if (rc <= 0)
         return BOUGH_BOOT_END;
     if (msg.type == BOUGH_MSG_EXEC) {

@@ -24,7 +24,7 @@ enum bough_boot_wish { BOUGH_BOOT_GO_ON, BOUGH_BOOT_END, BOUGH_BOOT_END_AND_KEEP
 /* The socket is readable: one message. `starting`: a process may be started now. */
 enum bough_boot_wish bough_boot_serve(struct bough_boot *boot, bool starting);
 
-/* Nothing will be said any more. */
+/* Nothing will be said any more but what is kept for the host, which is waited for. */
 void bough_boot_close(struct bough_boot *boot);
 
 #endif

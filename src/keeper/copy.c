@@ -146,7 +146,7 @@ static int copy_entry(struct copy *c, struct copy_level *l, const struct dirent6
     if (d->d_type == DT_DIR)
         return copy_enter(c, name, err);
     if (d->d_type != DT_REG && fstatat(l->from.fd, name, &st, AT_SYMLINK_NOFOLLOW)) {
-        if (errno == ENOENT)
+        if (errno == ENOENT && !c->how->still)
             return 0;
         return bough_err_sys(err, errno, "stat %s", BOUGH_QUOTE(name));
     }
@@ -154,7 +154,7 @@ static int copy_entry(struct copy *c, struct copy_level *l, const struct dirent6
         return copy_enter(c, name, err);
     if (d->d_type == DT_REG || S_ISREG(st.st_mode)) {
         in = openat(l->from.fd, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
-        if (in < 0 && errno == ENOENT)
+        if (in < 0 && errno == ENOENT && !c->how->still)
             return 0;
         if (in < 0 || fstat(in, &st))
             return bough_err_sys(err, errno, "open %s", BOUGH_QUOTE(name));

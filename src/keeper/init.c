@@ -383,7 +383,9 @@ static void obey(struct init *init)
 static void serve(struct init *init, short events)
 {
     bool starting = init->freeze.state == BOUGH_FREEZE_NONE;
-    if (!starting && !(events & POLLHUP))
+    if (events & POLLOUT)
+        bough_minder_flush(&init->boot.minder);
+    if (!(events & POLLHUP) && !(starting && events & POLLIN))
         return;
     enum bough_boot_wish wish = bough_boot_serve(&init->boot, starting);
     if (wish != BOUGH_BOOT_GO_ON)
@@ -411,7 +413,8 @@ _Noreturn void bough_init_main(const struct bough_site *site, int sock, bool hos
     for (;;) {
         if (init.booted) {
             fds[2].fd = init.boot.minder.sock;
-            fds[2].events = init.freeze.state == BOUGH_FREEZE_NONE ? POLLIN : 0;
+            fds[2].events = (short)((init.freeze.state == BOUGH_FREEZE_NONE ? POLLIN : 0) |
+                                    (init.boot.minder.unsaid ? POLLOUT : 0));
         }
         if (poll(fds, 3, time_left(&init)) < 0 && errno != EINTR)
             _exit(1);

@@ -448,7 +448,7 @@ static int copy_out(struct bough_root *root, struct bough_err *err)
     if (mkdirat(root->owner_fd, name, 0700) < 0)
         return bough_err_sys(err, errno, "layer %s", name);
     BOUGH_CLEANUP_FD int to = openat(root->owner_fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    struct bough_tree_copy how = {.devices = true};
+    struct bough_tree_copy how = {.devices = true, .still = true};
     struct bough_tree_size size;
     if (to < 0)
         return bough_err_sys(err, errno, "layer %s", name);

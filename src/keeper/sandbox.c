@@ -254,12 +254,16 @@ void bough_keep_blank_failed(struct bough_keep *keep, const struct bough_err *er
 
 void bough_keep_oom(struct bough_keep *keep, struct bough_message *msg)
 {
-    int64_t id = bough_get_i64(&msg->body), kills = 0;
+    int64_t id = bough_get_i64(&msg->body), kills = -1;
+    bool timed_out = false;
     struct bough_wbuf body = {0};
     for (struct bough_sandbox *b = keep->all; b; b = b->next)
-        if (b->id == id && b->watch_oom)
-            kills = bough_cgroup_oom(&keep->site->groups, b->group);
+        if (b->id == id) {
+            kills = b->watch_oom ? bough_cgroup_oom(&keep->site->groups, b->group) : 0;
+            timed_out = b->timed_out;
+        }
     bough_put_i64(&body, kills);
+    bough_put_i64(&body, timed_out);
     bough_send(keep->host, BOUGH_MSG_DONE, msg->id, &body, NULL, 0, NULL);
     bough_wbuf_free(&body);
 }

@@ -25,12 +25,11 @@ int bough_keep_freeze(struct bough_keep *keep, int64_t id, int64_t commit, struc
 {
     struct bough_sandbox *box = id > 0 ? find_booted(keep, id) : NULL;
     if (!box)
-        return bough_err_set(err, BOUGH_ERR_state, "commit: the sandbox is not running");
+        return bough_err_set(err, BOUGH_ERR_state, "the sandbox is not running");
     if (box->commit)
-        return bough_err_set(err, BOUGH_ERR_busy,
-                             "commit: another one of this sandbox is under way");
+        return bough_err_set(err, BOUGH_ERR_busy, "another commit of this sandbox is under way");
     if (bough_send(box->sock, BOUGH_MSG_FREEZE, commit, NULL, NULL, 0, err) < 0)
-        return -1;
+        return bough_err_set(err, BOUGH_ERR_state, "the sandbox is ending");
     box->commit = commit;
     box->frozen = false;
     return 0;
@@ -70,7 +69,7 @@ void bough_sandbox_lost(struct bough_keep *keep, struct bough_sandbox *box)
     if (!commit || box->frozen)
         return;
     box->commit = 0;
-    bough_err_set(&err, BOUGH_ERR_state, "commit: the sandbox ended before it could be copied");
+    bough_err_set(&err, BOUGH_ERR_state, "the sandbox ended before it could be copied");
     keep->frozen(keep->frozen_arg, commit, NULL, &err);
 }
 

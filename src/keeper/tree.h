@@ -48,6 +48,7 @@ int bough_tree_merge(const int *layers, int count, int out, const char *opaque,
  * that they are to be files of their own, not links to one another. */
 struct bough_tree_copy {
     bool devices, squash, one_fs, plain;
+    bool still; /* nobody changes it meanwhile: what vanishes is an error, not somebody's doing */
     int64_t max_bytes, max_files;
     bool (*apart)(void *arg, const struct stat *st); /* may be NULL */
     void (*progress)(void *arg, int64_t bytes);      /* may be NULL; bytes of content so far */

@@ -75,7 +75,8 @@ int bough_work_commit(struct bough_work *w, struct bough_err *err)
     BOUGH_CLEANUP_FD int out = bough_work_make_layer(w, id, err);
     if (out < 0)
         return -1;
-    struct bough_tree_copy how = {.devices = true, .progress = bough_work_copied, .arg = w};
+    struct bough_tree_copy how = {
+        .devices = true, .still = true, .progress = bough_work_copied, .arg = w};
     struct bough_tree_size size = {0};
     if (bough_tree_copy(w->msg->fds[0], out, &how, &size, err) < 0) {
         bough_work_drop_layer(w, id);

@@ -49,6 +49,7 @@ static int set_up(struct spawn *s)
     syscall(SYS_close_range, 5u, ~0u, 0u);
     fcntl(HOST_FD, F_SETFD, FD_CLOEXEC);
     fcntl(HOST_PIDFD, F_SETFD, FD_CLOEXEC);
+    fcntl(HOST_FD, F_SETFL, O_NONBLOCK);
     if (chdir("/") < 0) /* the host's is not ours to keep busy; commands bring their own */
         return -1;
     sigset_t mask;
@@ -111,6 +112,8 @@ static bool serve_host(struct spawn *s)
         bough_minder_fail(&s->minder, msg.id, &err);
         return true;
     }
+    if (rc < 0 && err.sys == EAGAIN)
+        return true;
     if (rc <= 0)
         return false;
     switch (msg.type) {
@@ -163,6 +166,7 @@ static void loop(struct spawn *s)
                             {.fd = HOST_PIDFD, .events = POLLIN},
                             {.fd = s->signals, .events = POLLIN}};
     for (;;) {
+        fds[0].events = (short)(POLLIN | (s->minder.unsaid ? POLLOUT : 0));
         int n = poll(fds, 3, bough_minder_timeout(&s->minder));
         if (n < 0 && errno != EINTR)
             return;
@@ -172,7 +176,9 @@ static void loop(struct spawn *s)
         }
         if (n > 0 && fds[2].revents)
             reap(s);
-        if (n > 0 && fds[0].revents && !serve_host(s))
+        if (n > 0 && fds[0].revents & POLLOUT)
+            bough_minder_flush(&s->minder);
+        if (n > 0 && fds[0].revents & ~POLLOUT && !serve_host(s))
             return;
         bough_minder_clock(&s->minder);
     }
