@@ -14,7 +14,7 @@ TEST_PACKAGES := lua-busted lua-check lua-cqueues lua-luv lua-system luarocks va
 # what `make lint`, `make fuzz` and `make bench` use besides
 LINT_PACKAGES := clang-format clang-tidy
 FUZZ_PACKAGES := clang
-BENCH_PACKAGES := bubblewrap crun runc lua-system lua-luv podman
+BENCH_PACKAGES := bubblewrap crun runc lua-system lua-luv podman mmdebstrap zstd
 
 # --- what may be set from outside ------------------------------------------
 LUA_VERSION ?= 5.4

@@ -75,7 +75,9 @@ describe("bough.error", function()
     end)
 
     it("names objects by their class", function()
-      local reader <close>, writer <close> = core.pipe()
+      local reader, writer = core.pipe()
+      local _ <close> = reader
+      local _ <close> = writer
       assert.equal("a reader", errors.quote(reader))
       assert.equal("a writer", errors.quote(writer))
       assert.equal("an error", errors.quote(core.error("io", "x", {})))

@@ -77,9 +77,9 @@ describe("examples", function()
     end
     local function made(name) return words(makefile:match("\n" .. name .. " := ([^\n]*)")) end
     local readme = io.open("README.md"):read "a"
-    local run, test = readme:match "| Debian, Ubuntu | `([^`]*)` | `([^`]*)` |"
-    assert.same(made "PACKAGES", words(run))
-    assert.same(made "TEST_PACKAGES", words(test))
+    local needed, tested = readme:match "| Debian, Ubuntu | `([^`]*)` | `([^`]*)` |"
+    assert.same(made "PACKAGES", words(needed))
+    assert.same(made "TEST_PACKAGES", words(tested))
     local paths = makefile:match '\nLUA_ENV = ([^\n]*)':gsub("%$%(BUILD%)", "build")
     for variable in paths:gmatch '%S+="[^"]*"' do
       assert.is_truthy(readme:find(variable, 1, true), variable)

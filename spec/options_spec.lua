@@ -256,7 +256,9 @@ describe("bough.options", function()
 
     it("says what to give instead of what is no stream, or the wrong end of one", function()
       local process <close> = bough.host({ "cat", stdin = core.PIPE }):start().stages[1]
-      local reader <close>, writer <close> = core.pipe()
+      local reader, writer = core.pipe()
+      local _ <close> = reader
+      local _ <close> = writer
       local function message(given) return refused { "x", [given[1]] = given[2] } end
       assert.equal("stdin: got a process: give its stdout", message { "stdin", process })
       assert.equal("stdout: got a process: give its stdin", message { "stdout", process })

@@ -289,6 +289,8 @@ describe("attach", function()
       term:sees "#"
       term:type("echo word > /kept; exit 4", "Enter")
       term:sees "\n4\n"
+      term:type("s:shell 'test -t 0 && exit 5'", "Enter")
+      term:sees "\n5\n"
       term:type("print('kept ' .. s:read '/kept')", "Enter")
       term:sees "kept word"
       term:type("s:close() box:close() os.exit(true, true)", "Enter")
@@ -553,8 +555,8 @@ describe("attach without a terminal", function()
 
   it("refuses detach keys that could not be typed, or that a word would be", function()
     local p <close> = host.popen { "cat", stdin = bough.PIPE }
-    for _, keys in ipairs { "foo", "ctrl+]", "^]", "ctrl-", "ctrl-ab", "ctrl-P", "Ctrl-p", "ctrl-?", "ctrl-1", "ctrl-\0",
-      "ctrl-p,q,", ",", ",a", "a,,b", "ctrl-p, ctrl-q", "ctrl-p ctrl-q", "\16\17", "é", "\0\0" } do
+    for _, keys in ipairs { "foo", "ctrl+]", "^]", "ctrl-", "ctrl-ab", "ctrl-P", "Ctrl-p", "ctrl-?", "ctrl-1",
+      "ctrl-\0", "ctrl-p,q,", ",", ",a", "a,,b", "ctrl-p, ctrl-q", "ctrl-p ctrl-q", "\16\17", "é", "\0\0" } do
       for _, pty in ipairs { true, false } do
         local message = raises("invalid", p.attach, p, { pty = pty, detach = keys }).message
         assert.matches("is no key: write \"ctrl-]\"", message, 1, true)
@@ -567,8 +569,8 @@ describe("attach without a terminal", function()
     for _, keys in ipairs { many .. ",", many:sub(1, -2) } do
       raises(keys == many .. "," and "invalid" or "state", p.attach, p, { pty = true, detach = keys })
     end
-    for _, keys in ipairs { "x", "~,.", "\29", "\0", "ctrl-a", "ctrl-z", "ctrl-[", "ctrl-\\", "ctrl-]", "ctrl-^", "ctrl-_",
-      "ctrl-@", "ctrl- ", "ctrl-p,ctrl-q", "ctrl-p,q" } do
+    for _, keys in ipairs { "x", "~,.", "\29", "\0", "ctrl-a", "ctrl-z", "ctrl-[", "ctrl-\\", "ctrl-]", "ctrl-^",
+      "ctrl-_", "ctrl-@", "ctrl- ", "ctrl-p,ctrl-q", "ctrl-p,q" } do
       raises("state", p.attach, p, { pty = true, detach = keys }) -- that it has no terminal
     end
   end)
@@ -601,7 +603,6 @@ describe("attach without a terminal", function()
       terminal = 'host.popen { "sh", "-c", "printf one; exit 3", pty = true } p:wait()',
       terminal_read = 'host.popen { "sh", "-c", "printf one; exit 3", pty = true } p.stdout:read "a" p:wait()',
       stdin_closed = 'host.popen { "sh", "-c", "exit 3", pty = true } p.stdin:close() p:wait()',
-      inherited = 'host.popen { "sh", "-c", "trap \'\' HUP; sleep 1000 & printf one; exit 3" } p:wait()',
     } do
       for _, pty in ipairs { "nil", "true", "false" } do
         local attach = fixture.lua_command(([[
@@ -610,7 +611,6 @@ describe("attach without a terminal", function()
           local p <close> = %s
           local code = p:attach { pty = %s }
           io.write(" ", code, " ", p:attach { pty = %s }) -- nothing is left
-          p:kill()
         ]]):format(script, pty, pty))
         local text = scratch.sh(("echo typed | { timeout -k 5 60 %s 2>&1; cat; }"):format(attach))
         lines[name] = lines[name] or text
@@ -620,8 +620,19 @@ describe("attach without a terminal", function()
     assert.same({
       unread = "outerr 3 3typed\n", partly = "two\n 3 3typed\n", read = " 3 3typed\n", said = " 3 3typed\n",
       closed = " 3 3typed\n", terminal = "one 3 3typed\n", terminal_read = " 3 3typed\n",
-      stdin_closed = " 3 3typed\n", inherited = "one 3 3typed\n",
+      stdin_closed = " 3 3typed\n",
     }, lines)
+  end)
+
+  it("does not wait for who has inherited the streams of a process that is over", function()
+    local text = fixture.run_lua [[
+      local p <close> = require "bough.host".popen { "sh", "-c", "sleep 1000 & echo $!; exit 3" }
+      p:wait()
+      print(p:attach { pty = false })
+    ]]
+    local child, code = text:match "^(%d+)\n(%d+)\n$"
+    assert.equals("3", code)
+    scratch.sh("kill " .. child)
   end)
 
   -- Who is to be served besides: a function, other tasks.
@@ -651,21 +662,21 @@ describe("attach without a terminal", function()
     for _, call in ipairs { "attach()", "bough.spawn(attach):wait()" } do
       local text = fixture.run_lua([[
         local bough = require "bough"
-        local p <close> = require "bough.host".popen { "sh", "-c", "read x; echo got $x", stdin = bough.PIPE }
+        local p <close> = require "bough.host".popen { "sh", "-c", "echo here; exec sleep 1000" }
         local ticks = 0
         bough.spawn(function()
           for _ = 1, 5 do
             bough.sleep(0.002)
             ticks = ticks + 1
           end
-          p.stdin:write "word\n"
+          p:kill()
         end)
         local function attach() return p:attach { pty = false } end
         local code = ]] .. call .. [[
 
         print(code, ticks)
       ]])
-      assert.equals("got word\n0\t5\n", text)
+      assert.equals("here\n137\t5\n", text)
     end
   end)
 end)

@@ -25,7 +25,8 @@
 #define OP "process:attach"
 #define ATTACH_NAME "bough.attach"
 #define TICK_NS (100 * INT64_C(1000000))
-#define SELF 3 /* the attach, on the stack */
+#define PRIVATE_TICK_NS (10 * INT64_C(1000000)) /* where functions are called from here */
+#define SELF 3                                  /* the attach, on the stack */
 
 struct attach {
     bool pty;
@@ -338,16 +339,35 @@ static int polled_k(lua_State *L, int status, lua_KContext ctx)
     return go_on_k(L, LUA_OK, ctx);
 }
 
+static int ask_process(lua_State *L, lua_KContext ctx)
+{
+    lua_settop(L, SELF);
+    lua_getfield(L, 1, "poll");
+    lua_pushvalue(L, 1);
+    lua_callk(L, 1, 1, ctx, polled_k);
+    return polled_k(L, LUA_OK, ctx);
+}
+
+static int served_k(lua_State *L, int status, lua_KContext ctx)
+{
+    (void)status;
+    return ask_process(L, ctx);
+}
+
 /* The end of the output says that the process is over, unless another one has the streams open. */
 static int poll_process(lua_State *L, lua_KContext ctx)
 {
     const struct attach *a = lua_touserdata(L, SELF);
     if (a->over)
         return go_on_k(L, LUA_OK, ctx);
-    lua_getfield(L, 1, "poll");
-    lua_pushvalue(L, 1);
-    lua_callk(L, 1, 1, ctx, polled_k);
-    return polled_k(L, LUA_OK, ctx);
+    if (!bough_wait_is_private(L))
+        return ask_process(L, ctx);
+    /* The task that calls the functions which were given for other streams does not run meanwhile, and without them the
+     * process may never go on: so they are called from here. */
+    bough_lprocess_method(L, "wait", OP);
+    lua_pushinteger(L, 0);
+    lua_callk(L, 2, 0, ctx, served_k);
+    return served_k(L, LUA_OK, ctx);
 }
 
 static int resized_k(lua_State *L, int status, lua_KContext ctx)
@@ -368,7 +388,7 @@ static int resized_k(lua_State *L, int status, lua_KContext ctx)
 static int tick(lua_State *L, lua_KContext ctx)
 {
     struct attach *a = lua_touserdata(L, SELF);
-    a->tick_ns = bough_now_ns() + TICK_NS;
+    a->tick_ns = bough_now_ns() + (bough_wait_is_private(L) ? PRIVATE_TICK_NS : TICK_NS);
     tend(a);
     bough_relay_nudge(&a->relay);
     if (!resized(a))

@@ -223,8 +223,10 @@ int bough_out_settle(struct bough_out *out, bool keep)
         return 0;
     if (!keep || out->err.msg[0])
         unlink(out->temp);
-    else if (rename(out->temp, out->path) < 0)
+    else if (rename(out->temp, out->path) < 0) {
         bough_err_sys(&out->err, errno, "output %s", out->path);
+        unlink(out->temp);
+    }
     free(out->temp);
     out->temp = NULL;
     return out->err.msg[0] ? -1 : 0;

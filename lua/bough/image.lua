@@ -73,15 +73,6 @@ local function located(self, op)
   return handle, uuid, data
 end
 
--- Calls an engine method that not every engine has.
-local function via(self, op, method, ...)
-  local handle, uuid, data = located(self, op)
-  if handle[method] == nil then
-    raise("unsupported", op, "this engine cannot do that yet")
-  end
-  return data, handle[method](handle, uuid, ...)
-end
-
 inside.add(methods, located)
 
 local function copy(value)

@@ -38,7 +38,7 @@ function M.start(place, spec, policy, op, settle)
       error(problem, 0)
     end
   end
-  -- Functions are called by whoever waits for the process; but who only reads another of its streams would wait for ever.
+  -- Functions are called by whoever waits for the process; who only reads another of its streams would wait for ever.
   if type(spec.stdin) == "function" or type(spec.stdout) == "function" or type(spec.stderr) == "function" then
     core.spawn(pcall, child.wait, child) -- what a function raises, `wait` of the process raises
   end

@@ -330,6 +330,9 @@ function methods:to(sink, opts)
     raise("invalid", "to", "expected a path, a Lua file, a writer or a function, got %s", quote(sink))
   end
   check_open_end(plan)
+  if checked.kind == "path" and core.fs.stat(checked.value .. "/.") then -- else only the end would tell
+    raise("invalid", "to", "%s is a directory", quote(checked.value))
+  end
   local good, result = pcall(methods.wait, changed(plan, { sink = checked }), rest)
   if good then return result end
   -- whoever writes the file, or opens it, knows nothing of this call

@@ -158,7 +158,8 @@ return function(open)
       end)
 
       it("one moment: no write is in it that came after one that is not", function()
-        local process <close> = instance:exec "echo r; i=0; while :; do i=$((i+1)); echo $i >/a; echo $i >/b; done"
+        local process <close> = instance:exec(
+          "echo 0 >/a; echo 0 >/b; echo r; i=0; while :; do i=$((i+1)); echo $i >/a; echo $i >/b; done")
         process.stdout:read()
         for _ = 1, 5 do
           local image = instance:commit()

@@ -312,6 +312,7 @@ return function(open)
       it("stop and go on", function()
         local process <close> = gate()
         process:send_signal "STOP"
+        instance:exec({ "true" }):wait() -- asked after it, so it has been sent by now
         process.stdin:write "x\n"
         raises("timeout", bough.deadline, 0.05, function() process.stdout:read() end)
         process:send_signal "CONT"

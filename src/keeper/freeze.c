@@ -24,7 +24,8 @@
 struct seen {
     pid_t pid, parent;
     bool still;
-    char state; /* of a thread that is not still */
+    bool stopping; /* some of its threads have stopped */
+    char state;    /* of a thread that is not still */
 };
 
 /* By pid, as /proc lists them. */
@@ -77,7 +78,7 @@ static bool is_still(int proc, pid_t pid, long tid, char state)
 }
 
 /* Each thread stops for itself. */
-static bool threads_still(int proc, pid_t pid, char *moving)
+static bool threads_still(int proc, pid_t pid, struct seen *seen)
 {
     char path[64], text[1024];
     snprintf(path, sizeof path, "%d/task", (int)pid);
@@ -90,14 +91,17 @@ static bool threads_still(int proc, pid_t pid, char *moving)
         return errno == ENOENT; /* it has ended */
     }
     struct dirent *entry;
-    while (still && (entry = readdir(tasks))) {
+    while ((entry = readdir(tasks))) {
         long tid = strtol(entry->d_name, NULL, 10);
         if (tid <= 0)
             continue;
         snprintf(path, sizeof path, "%d/task/%ld/stat", (int)pid, tid);
         const char *at = read_stat(proc, path, text, sizeof text);
-        if (at && !is_still(proc, pid, tid, *at)) {
-            *moving = *at;
+        if (!at)
+            continue;
+        seen->stopping = seen->stopping || *at == 'T';
+        if (!is_still(proc, pid, tid, *at)) {
+            seen->state = *at;
             still = false;
         }
     }
@@ -116,9 +120,27 @@ static bool see(int proc, pid_t pid, struct seen *seen)
                       &state, &parent, &threads) != 3)
         return false;
     *seen = (struct seen){.pid = pid, .parent = parent, .state = state};
-    seen->still =
-        threads > 1 ? threads_still(proc, pid, &seen->state) : is_still(proc, pid, pid, state);
+    seen->still = threads > 1 ? threads_still(proc, pid, seen) : is_still(proc, pid, pid, state);
     return true;
+}
+
+/* Whether somebody has sent it a SIGSTOP that it has not obeyed yet. A signal is taken and obeyed in one go, so who has
+ * none any more has stopped by now or never had one. */
+static bool is_told_to_stop(int proc, pid_t pid)
+{
+    char path[32], text[4096];
+    struct seen now;
+    snprintf(path, sizeof path, "%d/status", (int)pid);
+    BOUGH_CLEANUP_FD int fd = openat(proc, path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : BOUGH_RETRY(read(fd, text, sizeof text - 1));
+    text[n > 0 ? n : 0] = '\0';
+    static const char *const fields[] = {"\nSigPnd:", "\nShdPnd:"};
+    for (int i = 0; i < 2; i++) {
+        const char *at = strstr(text, fields[i]);
+        if (at && strtoull(at + 8, NULL, 16) & 1ULL << (SIGSTOP - 1))
+            return true;
+    }
+    return !see(proc, pid, &now) || now.still || now.stopping;
 }
 
 /* ---- all of them ---- */
@@ -160,6 +182,8 @@ static int by_pid(const void *key, const void *element)
 
 static const struct seen *look_find(const struct look *look, pid_t pid)
 {
+    if (look->count == 0)
+        return NULL;
     return bsearch(&pid, look->all, (size_t)look->count, sizeof *look->all, by_pid);
 }
 
@@ -171,22 +195,34 @@ static const struct seen *look_moving(const struct look *look)
     return NULL;
 }
 
-/* One that was found stopped and moves later is ours from then on, but not the other way round. */
-static int remember(struct bough_freeze *freeze, const struct seen *seen, bool ours)
+/* Where it is among those that are known, or has to go. */
+static int known_place(const struct bough_freeze *freeze, pid_t pid)
 {
-    pid_t pid = seen->pid;
     int low = 0, high = freeze->count;
     while (low < high) {
         int middle = low + (high - low) / 2;
-        if (freeze->known[middle].pid == pid) {
-            if (ours && (!seen->still || seen->state == 'D'))
-                freeze->known[middle].ours = true;
-            return 0;
-        }
         if (freeze->known[middle].pid < pid)
             low = middle + 1;
         else
             high = middle;
+    }
+    return low;
+}
+
+static bool is_known(const struct bough_freeze *freeze, pid_t pid)
+{
+    int at = known_place(freeze, pid);
+    return at < freeze->count && freeze->known[at].pid == pid;
+}
+
+/* One that was found stopped and moves later is ours from then on, but not the other way round. */
+static int remember(struct bough_freeze *freeze, const struct seen *seen, bool ours)
+{
+    int at = known_place(freeze, seen->pid);
+    if (is_known(freeze, seen->pid)) {
+        if (ours && (!seen->still || seen->state == 'D'))
+            freeze->known[at].ours = true;
+        return 0;
     }
     if (freeze->count == freeze->room) {
         int room = freeze->room ? 2 * freeze->room : 64;
@@ -196,9 +232,9 @@ static int remember(struct bough_freeze *freeze, const struct seen *seen, bool o
         freeze->known = grown;
         freeze->room = room;
     }
-    memmove(&freeze->known[low + 1], &freeze->known[low],
-            (size_t)(freeze->count - low) * sizeof *freeze->known);
-    freeze->known[low] = (struct bough_frozen){.pid = pid, .ours = ours};
+    memmove(&freeze->known[at + 1], &freeze->known[at],
+            (size_t)(freeze->count - at) * sizeof *freeze->known);
+    freeze->known[at] = (struct bough_frozen){.pid = seen->pid, .ours = ours};
     freeze->count++;
     return 0;
 }
@@ -206,6 +242,7 @@ static int remember(struct bough_freeze *freeze, const struct seen *seen, bool o
 /* Those whose parents stand still already. One in vfork(2) gets it as well, for when its child is killed. */
 static int look_stop(const struct look *look, struct bough_freeze *freeze)
 {
+    BOUGH_CLEANUP_FD int proc = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     for (int i = 0; i < look->count; i++) {
         const struct seen *s = &look->all[i];
         if (s->still && s->state != 'D') {
@@ -215,6 +252,10 @@ static int look_stop(const struct look *look, struct bough_freeze *freeze)
         }
         const struct seen *parent = freeze->all_at_once ? NULL : look_find(look, s->parent);
         if (parent && !parent->still)
+            continue;
+        /* It may be about to stop for somebody else, and is not ours to send on then. */
+        if (!s->still && !freeze->all_at_once && !is_known(freeze, s->pid) &&
+            (s->stopping || is_told_to_stop(proc, s->pid)))
             continue;
         if (remember(freeze, s, true) < 0)
             return -1;

@@ -24,6 +24,9 @@
 #include "root.h"
 #include "start.h"
 
+/* A host that never stops talking is not waited for. */
+#define HEAR_OUT_MAX 1000
+
 struct init {
     const struct bough_site *site;
     int sock, signals;
@@ -348,6 +351,28 @@ static _Noreturn void be_killed(struct init *init)
     finish(init, init->plan.keep);
 }
 
+/* While processes stand still, or are about to, none is started or signalled. A host that has hung up is heard all the
+ * same. */
+static void serve(struct init *init, short events)
+{
+    bool starting = init->freeze.state == BOUGH_FREEZE_NONE;
+    if (events & POLLOUT)
+        bough_minder_flush(&init->boot.minder);
+    if (!(events & POLLHUP) && !(starting && events & POLLIN))
+        return;
+    enum bough_boot_wish wish = bough_boot_serve(&init->boot, starting);
+    if (wish != BOUGH_BOOT_GO_ON)
+        finish(init, wish == BOUGH_BOOT_END_AND_KEEP);
+}
+
+/* What the host has said on its own socket before it asked for a commit comes first. */
+static void hear_out(struct init *init)
+{
+    struct pollfd fd = {.fd = init->boot.minder.sock, .events = POLLIN};
+    for (int i = 0; i < HEAR_OUT_MAX && poll(&fd, 1, 0) > 0 && fd.revents & POLLIN; i++)
+        serve(init, fd.revents);
+}
+
 static void obey(struct init *init)
 {
     struct bough_message msg;
@@ -365,6 +390,7 @@ static void obey(struct init *init)
         kill(-1, SIGKILL);
         break;
     case BOUGH_MSG_FREEZE:
+        hear_out(init);
         bough_freeze_begin(&init->freeze, msg.id);
         freeze_step(init);
         break;
@@ -376,20 +402,6 @@ static void obey(struct init *init)
         break;
     }
     bough_msg_clear(&msg);
-}
-
-/* While processes stand still, or are about to, none is started or signalled. A host that has hung up is heard all the
- * same. */
-static void serve(struct init *init, short events)
-{
-    bool starting = init->freeze.state == BOUGH_FREEZE_NONE;
-    if (events & POLLOUT)
-        bough_minder_flush(&init->boot.minder);
-    if (!(events & POLLHUP) && !(starting && events & POLLIN))
-        return;
-    enum bough_boot_wish wish = bough_boot_serve(&init->boot, starting);
-    if (wish != BOUGH_BOOT_GO_ON)
-        finish(init, wish == BOUGH_BOOT_END_AND_KEEP);
 }
 
 static int time_left(const struct init *init)
