@@ -84,12 +84,15 @@ describe("attach", function()
         print("code " .. p:attach())
       ]]
       term:sees "#"
-      term:type("cat", "Enter")
+      -- What is typed while the shell still edits the line is not echoed by the terminal.
+      term:type("echo take $((1 + 1)); cat", "Enter")
+      term:sees "take 2"
       term:type("first", "Enter")
       term:sees("first", 2)
       term:type("", "C-c")
       term:sees "^C"
-      term:type("cat", "Enter")
+      term:type("echo take $((1 + 2)); cat", "Enter")
+      term:sees "take 3"
       term:type("second", "Enter")
       term:sees("second", 2)
       term:type("", "C-z")

@@ -34,7 +34,7 @@ enum bough_msg {
     BOUGH_MSG_LOOK,    /* bough_look_order; fds: output, and with the source `given` the directory.
                         * DONE three numbers and a text, as bough-look reports them */
     BOUGH_MSG_COMMIT, /* sandbox (the id of its RUN), new id: copies what a booted sandbox has changed into a
-                        * layer, while all in it stands still. DONE bytes files */
+                        * layer, while all in it stands still. DONE bytes files changed; without a change there is no layer */
     BOUGH_MSG_OOM, /* sandbox (the id of its RUN): DONE how many processes its memory limit has killed, whether its
                     * time is over; -1 where there is none */
     BOUGH_MSG_BYE, /* end in order */
