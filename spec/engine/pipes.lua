@@ -39,13 +39,17 @@ return function(open)
     -- `cat`, both ends of which are ours.
     local function mirror() return instance:exec { "cat", stdin = bough.PIPE } end
 
-    -- Waits until a command runs that does nothing with its streams before it gets USR1; then `shell`.
-    local function idle(shell, options)
-      options = options or {}
-      options.shell = "trap : USR1; echo ready >&2; sleep 900 >&- 2>&- & wait; " .. shell
-      local process = instance:exec(options)
+    local idles = 0
+
+    -- A command that does nothing with its streams until the function that comes with it is called; then `shell`.
+    local function idle(shell)
+      idles = idles + 1
+      local fifo = "/idle." .. idles
+      local process = instance:exec {
+        shell = ("mkfifo %s; echo ready >&2; read x <%s; %s"):format(fifo, fifo, shell), stdin = bough.PIPE,
+      }
       assert.equal("ready", process.stderr:read())
-      return process
+      return process, function() assert.equal(0, instance:exec("echo >" .. fifo):wait()) end
     end
 
     -- Another command of the sandbox moves that many bytes: what takes no longer has been done meanwhile.
@@ -284,7 +288,7 @@ return function(open)
 
       it("when there is room, and lets others go on until then", function()
         local size, ticks = 4 * MIB, 0
-        local process <close> = idle("wc -c", { stdin = bough.PIPE })
+        local process <close>, go_on = idle "wc -c"
         local task = bough.spawn(function() process.stdin:write(("x"):rep(size)):close() end)
         meanwhile(64)
         assert.equal("waiting", task.status)
@@ -297,14 +301,14 @@ return function(open)
         end)
         ticker:wait()
         assert.equal("waiting", task.status)
-        process:send_signal "USR1"
+        go_on()
         task:wait()
         assert.equal(size, process.stdout:read "n")
       end)
 
       it("to the last byte before flush returns", function()
         for _, reads in ipairs { true, false } do
-          local process <close> = idle("cat >/dev/null", { stdin = bough.PIPE })
+          local process <close>, go_on = idle "cat >/dev/null"
           local filler = bough.spawn(pcall, function()
             while true do process.stdin:write(("x"):rep(10000)) end
           end)
@@ -314,7 +318,7 @@ return function(open)
           local flusher = bough.spawn(pcall, process.stdin.flush, process.stdin)
           for _ = 1, 10 do bough.step(0) end
           assert.equal("waiting", flusher.status)
-          process:send_signal(reads and "USR1" or "KILL")
+          if reads then go_on() else process:kill() end
           local ok, problem = flusher:wait()
           assert.equal(reads, ok)
           if not reads then assert.equal("closed", problem.kind) end
@@ -358,7 +362,7 @@ return function(open)
       end)
 
       it("no more when it is closed under somebody who waits for room", function()
-        local process <close> = idle("cat >/dev/null", { stdin = bough.PIPE })
+        local process <close>, go_on = idle "cat >/dev/null"
         local task = bough.spawn(pcall, process.stdin.write, process.stdin, ("x"):rep(4 * MIB))
         for _ = 1, 10 do bough.step(0) end
         assert.equal("waiting", task.status)
@@ -366,7 +370,7 @@ return function(open)
         local ok, problem = task:wait()
         assert.is_false(ok)
         assert.equal("closed", problem.kind)
-        process:send_signal "USR1"
+        go_on()
         assert.equal(0, process:wait())
       end)
     end)

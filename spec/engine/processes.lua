@@ -248,22 +248,23 @@ return function(open)
 
       everywhere("after its time has passed it goes on where it was", function()
         local process <close> = instance:exec {
-          shell = "echo early; trap 'cat; exit 4' USR1; sleep 600 >&- 2>&- & wait", stdin = bough.PIPE,
+          shell = "mkfifo /go; echo early; read x </go; rm /go; cat; exit 4", stdin = bough.PIPE,
         }
         local text = ("y"):rep(300000)
         raises("timeout", process.communicate, process, text, 0.05)
         assert.is_nil(process:poll())
-        process:send_signal "USR1"
+        fixture.until_true("the fifo", function() return instance:exec({ "test", "-e", "/go" }):wait() == 0 end)
+        instance:exec("echo >/go"):wait()
         assert.equal("early\n" .. text, (process:communicate()))
         assert.equal(4, process.returncode)
       end)
 
       it("ends with the process, not with what it left in the background", function()
         local mark = fixture.long_time()
-        local process <close> = instance:exec(("echo out; sleep %s &"):format(mark))
-        assert.equal("out\n", (process:communicate()))
+        local process <close> = instance:exec(("sleep %s & echo $!"):format(mark))
+        local child = process:communicate():match "^(%d+)\n$"
         assert.equal(1, #fixture.processes("sleep " .. mark))
-        instance:exec("until kill $(pidof sleep) 2>/dev/null; do :; done"):wait()
+        assert.equal(0, instance:exec({ "kill", child }):wait())
         fixture.gone("sleep " .. mark)
       end)
     end)
@@ -579,13 +580,14 @@ return function(open)
       end)
 
       it("but whose end was seen is left alone, and so is what it left running", function()
-        local mark = fixture.long_time()
+        local mark, child = fixture.long_time(), nil
         do
-          local process <close> = instance:exec(("sleep %s >/dev/null 2>&1 &"):format(mark))
+          local process <close> = instance:exec(("sleep %s >/dev/null 2>&1 & echo $!"):format(mark))
+          child = process.stdout:read()
           assert.equal(0, process:wait())
         end
         assert.equal(1, #fixture.processes("sleep " .. mark))
-        instance:exec("until kill $(pidof sleep) 2>/dev/null; do :; done"):wait()
+        assert.equal(0, instance:exec({ "kill", child }):wait())
         fixture.gone("sleep " .. mark)
       end)
     end)
