@@ -51,7 +51,8 @@ local function processes(home)
   for pid in lfs.dir "/proc" do
     if pid:find "^%d" and lfs.attributes("/proc/" .. pid, "uid") == OWN_UID then
       local comm, state, parent = slurp("/proc/" .. pid .. "/stat"):match "^%d+ %((.*)%) (%a) (%d+)"
-      local ours = comm and comm:find "^bough%-" and (parent == "1" and comm ~= "bough-keeper"
+      -- bough-spawn is nobody's child from the start, and belongs to a host, not to a store
+      local ours = comm and comm:find "^bough%-" and comm ~= "bough-spawn" and (parent == "1" and comm ~= "bough-keeper"
         or slurp("/proc/" .. pid .. "/cmdline"):find(home, 1, true))
       if ours and state ~= "Z" then found[#found + 1] = pid .. " " .. comm end
     end

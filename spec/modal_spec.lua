@@ -204,10 +204,12 @@ describe("a process as Modal's clients have it:", function()
         return sum
       end
       loop()
+      collectgarbage() -- those of earlier tests go now
+      collectgarbage()
       local before = descriptors()
       for _ = 1, 3 do assert.equal(45, bough.run(loop)) end
       collectgarbage()
-      assert.equal(before, descriptors())
+      assert.is_true(descriptors() <= before)
     end)
 
     it("modal 21: nothing is read before somebody reads: the command waits", function()

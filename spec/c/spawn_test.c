@@ -122,8 +122,8 @@ static void test_failures(int sock, int at)
     check(fails(sock, &c, BOUGH_ERR_denied, "program \"/etc\": Permission denied"),
           "failures: not a program");
     c.argv = ARGV("ls");
-    c.cwd = "/x";
-    check(fails(sock, &c, BOUGH_ERR_not_found, "cwd \"/x\": No such file or directory"),
+    c.cwd = "/nosuch";
+    check(fails(sock, &c, BOUGH_ERR_not_found, "cwd \"/nosuch\": No such file or directory"),
           "failures: no such directory");
     c.cwd = "tmp";
     check(fails(sock, &c, BOUGH_ERR_invalid, "cwd \"tmp\": it must be absolute"),

@@ -580,7 +580,8 @@ return function(open)
       end)
 
       it("but whose end was seen is left alone, and so is what it left running", function()
-        local mark, child = fixture.long_time(), nil
+        local mark = fixture.long_time()
+        local child
         do
           local process <close> = instance:exec(("sleep %s >/dev/null 2>&1 & echo $!"):format(mark))
           child = process.stdout:read()
