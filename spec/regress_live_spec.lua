@@ -150,6 +150,31 @@ describe("regress, live:", function()
     end
   end)
 
+  it("an instance that is being stopped takes no more processes", function()
+    local own <close> = base:boot()
+    local stubborn = own:exec "trap '' TERM; echo ready; while :; do sleep 1; done"
+    assert.equal("ready", stubborn.stdout:read())
+    bough.run(function()
+      local stop = bough.spawn(own.stop, own, 100)
+      bough.sleep(0.05)
+      assert.equal("stopping", own.state)
+      raises("closed", own.exec, own, "true")
+      stubborn:kill()
+      stop:wait()
+    end)
+    assert.equal("stopped", own.state)
+  end)
+
+  it("a session goes back as soon as its last process has ended", function()
+    local session <close> = base:session()
+    local from = session.uuid
+    session:popen("echo x >/x"):wait()
+    local process = session:popen "echo y >/y"
+    while not process:poll() do bough.sleep(0.001) end
+    session:rollback(2)
+    assert.equal(from, session.uuid)
+  end)
+
   it("functions that get many short lines let other tasks run", function()
     bough.run(function()
       local ticks, lines = 0, 0

@@ -224,7 +224,7 @@ void bough_instance_unref(struct bough_instance *instance)
 
 bool bough_instance_hosts(const struct bough_instance *instance)
 {
-    return !instance->finishing && !instance->run->closed &&
+    return !instance->stopping && !instance->finishing && !instance->run->closed &&
            instance->run->state < BOUGH_RUN_STOPPED;
 }
 
@@ -247,7 +247,7 @@ void bough_instance_terminate(struct bough_instance *instance)
 void bough_instance_finish(struct bough_instance *instance)
 {
     struct bough_wbuf body = {0};
-    if (!bough_instance_hosts(instance))
+    if (instance->finishing || instance->run->closed || instance->run->state >= BOUGH_RUN_STOPPED)
         return;
     instance->finishing = true;
     bough_put_i64(&body, true);

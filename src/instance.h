@@ -13,6 +13,7 @@ struct bough_instance {
     struct bough_run *run; /* in force for its whole life */
     struct bough_crew *crew;
     bool automatic;
+    bool stopping;           /* about to be told to end: no more processes */
     bool finishing;          /* told to end; no more processes */
     int64_t good;            /* processes that ended of their own */
     int64_t oom_kills;       /* how many the memory limit has killed so far, as far as we know */

@@ -476,11 +476,15 @@ static int session_checkout(lua_State *L)
     return change_begin(L, &change, bough_session_open(L, "checkout")->queue);
 }
 
-static int session_rollback(lua_State *L)
+static int rollback_k(lua_State *L, int status, lua_KContext ctx)
 {
     const struct session *s = bough_session_open(L, "rollback");
+    (void)ctx;
+    if (failed(status) && s->detached)
+        return lua_error(L); /* the wait itself was cut short */
     if (bough_session_busy(s))
         return refuse_busy(L, "rollback");
+    lua_settop(L, 2);
     int exact = 1;
     lua_Integer n = lua_isnoneornil(L, 2) ? 1 : lua_tointegerx(L, 2, &exact);
     if (!exact || n < 0 || lua_type(L, 2) == LUA_TSTRING)
@@ -502,6 +506,18 @@ static int session_rollback(lua_State *L)
     bough_session_stand(L, 1, -1);
     lua_settop(L, 1);
     return 1;
+}
+
+static int session_rollback(lua_State *L)
+{
+    bough_session_open(L, "rollback");
+    lua_settop(L, 2);
+    if (!bough_session_settling(L, 1))
+        return rollback_k(L, LUA_OK, 0);
+    lua_getiuservalue(L, 1, UV_RUNNING);
+    bough_session_method(L, -1, "wait", "rollback");
+    lua_remove(L, -3);
+    return rollback_k(L, lua_pcallk(L, 1, 0, 0, 0, rollback_k), 0);
 }
 
 const luaL_Reg bough_session_moves[] = {

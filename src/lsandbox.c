@@ -222,6 +222,7 @@ static int sandbox_stop(lua_State *L)
     lua_pushinteger(L, until_ns);
     if (bough_instance_hosts(instance) && patient)
         bough_instance_terminate(instance);
+    instance->stopping = true;
     return stop_k(L, LUA_OK, 0);
 }
 

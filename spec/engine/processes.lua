@@ -263,7 +263,7 @@ return function(open)
         local mark = fixture.long_time()
         local process <close> = instance:exec(("sleep %s & echo $!"):format(mark))
         local child = process:communicate():match "^(%d+)\n$"
-        assert.equal(1, #fixture.processes("sleep " .. mark))
+        fixture.until_true("its sleep", function() return #fixture.processes("sleep " .. mark) == 1 end)
         assert.equal(0, instance:exec({ "kill", child }):wait())
         fixture.gone("sleep " .. mark)
       end)
