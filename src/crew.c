@@ -9,20 +9,6 @@
 #include "process.h"
 #include "sys.h"
 
-static void free_handle(uv_handle_t *handle)
-{
-    free(handle);
-}
-
-static void stop_polling(struct bough_crew *crew)
-{
-    if (crew->poll) {
-        uv_poll_stop(crew->poll);
-        uv_close((uv_handle_t *)crew->poll, free_handle);
-    }
-    crew->poll = NULL;
-}
-
 static void loop_ends(struct bough_loop_end *end)
 {
     struct bough_err why;
@@ -41,7 +27,7 @@ static void on_socket(uv_poll_t *poll, int status, int events)
     if (bough_client_pump(crew->client)) {
         bough_crew_kick(crew);
     } else {
-        stop_polling(crew);
+        bough_poll_close(&crew->poll);
         struct bough_err why;
         bough_err_set(&why, BOUGH_ERR_closed, "%s", crew->ended);
         if (crew->gone)
@@ -69,16 +55,12 @@ struct bough_crew *bough_crew_new(struct bough_loop *loop, int sock, const char 
     crew->ended = ended;
     int flags = fcntl(sock, F_GETFL);
     fcntl(sock, F_SETFL, flags | O_NONBLOCK);
-    crew->poll = calloc(1, sizeof *crew->poll);
-    int rc = crew->poll ? uv_poll_init(bough_loop_uv(loop), crew->poll, sock) : UV_ENOMEM;
+    int rc = bough_poll_open(&crew->poll, loop, sock, crew);
     if (rc < 0) {
-        free(crew->poll);
-        crew->poll = NULL;
         bough_err_sys(err, -rc, "processes");
         bough_crew_unref(crew);
         return NULL;
     }
-    crew->poll->data = crew;
     crew->at_end.run = loop_ends;
     bough_loop_at_end(loop, &crew->at_end);
     bough_crew_kick(crew);
@@ -90,7 +72,7 @@ void bough_crew_unref(struct bough_crew *crew)
     if (--crew->refs > 0)
         return;
     bough_loop_end_drop(&crew->at_end);
-    stop_polling(crew);
+    bough_poll_close(&crew->poll);
     bough_client_free(crew->client);
     free(crew);
 }
@@ -113,14 +95,14 @@ void bough_crew_drain(struct bough_crew *crew)
 {
     crew->refs++;
     if (crew->poll && !bough_client_pump(crew->client))
-        stop_polling(crew);
+        bough_poll_close(&crew->poll);
     bough_crew_unref(crew);
 }
 
 void bough_crew_hang_up(struct bough_crew *crew, const struct bough_err *why)
 {
     crew->refs++;
-    stop_polling(crew);
+    bough_poll_close(&crew->poll);
     crew->hung_up = true;
     while (crew->all)
         bough_process_lose(crew->all, why);

@@ -35,20 +35,6 @@ void bough_hold_drop(struct bough_hold *hold)
     hold->link = NULL;
 }
 
-static void free_handle(uv_handle_t *handle)
-{
-    free(handle);
-}
-
-static void stop_polling(struct bough_engine *engine)
-{
-    if (engine->poll && !uv_is_closing((uv_handle_t *)engine->poll)) {
-        uv_poll_stop(engine->poll);
-        uv_close((uv_handle_t *)engine->poll, free_handle);
-    }
-    engine->poll = NULL;
-}
-
 /* The Lua state is closing. What waits for the keeper would keep the engine for ever: it hears of the end now. */
 static void hang_up(struct bough_loop_end *end)
 {
@@ -56,7 +42,7 @@ static void hang_up(struct bough_loop_end *end)
         (struct bough_engine *)((char *)end - offsetof(struct bough_engine, at_end));
     bough_engine_ref(engine);
     engine->closed = engine->gone = true;
-    stop_polling(engine);
+    bough_poll_close(&engine->poll);
     bough_client_hang_up(engine->client);
     bough_engine_unref(engine);
 }
@@ -66,7 +52,7 @@ void bough_engine_unref(struct bough_engine *engine)
     if (--engine->refs > 0)
         return;
     bough_loop_end_drop(&engine->at_end);
-    stop_polling(engine);
+    bough_poll_close(&engine->poll);
     bough_client_free(engine->client);
     if (engine->store)
         bough_store_close(engine->store);
@@ -149,7 +135,7 @@ static void on_socket(uv_poll_t *poll, int status, int events)
     (void)events;
     bough_engine_ref(engine);
     if (!bough_client_pump(engine->client)) {
-        stop_polling(engine);
+        bough_poll_close(&engine->poll);
         engine->gone = true;
         bough_cond_fire(&engine->changed);
     } else {
@@ -231,18 +217,12 @@ struct bough_engine *bough_engine_open(struct bough_loop *loop,
         return NULL;
     }
     bough_client_expect_hello(engine->client, on_hello, engine);
-    engine->poll = calloc(1, sizeof *engine->poll);
-    int rc = engine->poll
-                 ? uv_poll_init(bough_loop_uv(loop), engine->poll, bough_client_fd(engine->client))
-                 : UV_ENOMEM;
+    int rc = bough_poll_open(&engine->poll, loop, bough_client_fd(engine->client), engine);
     if (rc < 0) {
-        free(engine->poll);
-        engine->poll = NULL;
         bough_err_sys(err, -rc, "engine");
         bough_engine_unref(engine);
         return NULL;
     }
-    engine->poll->data = engine;
     engine->at_end.run = hang_up;
     bough_loop_at_end(loop, &engine->at_end);
     bough_engine_kick(engine);

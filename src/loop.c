@@ -279,6 +279,33 @@ int bough_loop_timeout(struct bough_loop *loop)
     return uv_backend_timeout(&loop->uv);
 }
 
+static void free_handle(uv_handle_t *handle)
+{
+    free(handle);
+}
+
+int bough_poll_open(uv_poll_t **poll, struct bough_loop *loop, int fd, void *data)
+{
+    *poll = calloc(1, sizeof **poll);
+    int rc = *poll ? uv_poll_init(&loop->uv, *poll, fd) : UV_ENOMEM;
+    if (rc < 0) {
+        free(*poll);
+        *poll = NULL;
+        return rc;
+    }
+    (*poll)->data = data;
+    return 0;
+}
+
+void bough_poll_close(uv_poll_t **poll)
+{
+    if (*poll && !uv_is_closing((uv_handle_t *)*poll)) {
+        uv_poll_stop(*poll);
+        uv_close((uv_handle_t *)*poll, free_handle);
+    }
+    *poll = NULL;
+}
+
 static void timer_link(struct bough_timer **head, struct bough_timer *timer)
 {
     timer->prev = NULL;

@@ -40,6 +40,10 @@ void bough_loop_free(struct bough_loop *loop); /* closes every handle, runs clos
 uv_loop_t *bough_loop_uv(struct bough_loop *loop);
 int bough_loop_fd(const struct bough_loop *loop); /* the pollable descriptor */
 
+/* A descriptor watched by the loop, in memory of its own: `data` is the handle's. 0, or uv's error with *poll NULL. */
+int bough_poll_open(uv_poll_t **poll, struct bough_loop *loop, int fd, void *data);
+void bough_poll_close(uv_poll_t **poll); /* NULL is fine; *poll is NULL then */
+
 void bough_cond_init(struct bough_cond *cond, struct bough_loop *loop);
 /* Moves all waiters to the ready queue. Callable from uv callbacks; never runs Lua. */
 void bough_cond_fire(struct bough_cond *cond);

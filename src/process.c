@@ -25,13 +25,6 @@ struct bough_process *bough_process_new(struct bough_crew *crew)
     return p;
 }
 
-static void free_strv(char **texts)
-{
-    for (char **t = texts; t && *t; t++)
-        free(*t);
-    free(texts);
-}
-
 void bough_process_unref(struct bough_process *p)
 {
     if (--p->refs > 0)
@@ -39,8 +32,8 @@ void bough_process_unref(struct bough_process *p)
     bough_streams_close(&p->streams);
     bough_fd_close(&p->terminal);
     bough_cond_destroy(&p->changed);
-    free_strv(p->command.argv);
-    free_strv(p->command.env);
+    bough_strv_free(p->command.argv);
+    bough_strv_free(p->command.env);
     free((char *)p->command.cwd);
     free((char *)p->command.user);
     free(p->label);

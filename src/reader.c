@@ -20,16 +20,9 @@
 
 /* --- the life of a reader -------------------------------------------------------------------------- */
 
-static void free_handle(uv_handle_t *handle)
-{
-    free(handle);
-}
-
 static void close_poll(struct bough_reader *reader)
 {
-    if (reader->poll)
-        uv_close((uv_handle_t *)reader->poll, free_handle);
-    reader->poll = NULL;
+    bough_poll_close(&reader->poll);
     reader->polling = false;
 }
 
@@ -318,17 +311,9 @@ static int start_polling(struct bough_reader *reader)
 {
     if (reader->polling || reader->fd < 0)
         return reader->err.msg[0] ? -1 : 0;
-    if (!reader->poll) {
-        uv_poll_t *poll = calloc(1, sizeof *poll);
-        int rc = poll ? uv_poll_init(bough_loop_uv(reader->loop), poll, reader->fd) : UV_ENOMEM;
-        if (rc < 0) {
-            free(poll);
-            return fail(reader, -rc);
-        }
-        poll->data = reader;
-        reader->poll = poll;
-    }
-    int rc = uv_poll_start(reader->poll, UV_READABLE, on_readable);
+    int rc = reader->poll ? 0 : bough_poll_open(&reader->poll, reader->loop, reader->fd, reader);
+    if (rc == 0)
+        rc = uv_poll_start(reader->poll, UV_READABLE, on_readable);
     if (rc < 0)
         return fail(reader, -rc);
     reader->polling = true;

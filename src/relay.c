@@ -347,11 +347,6 @@ static void on_ready(uv_poll_t *handle, int status, int events)
         uv_poll_stop(relay->poll);
 }
 
-static void free_handle(uv_handle_t *handle)
-{
-    free(handle);
-}
-
 static void open_spot(struct bough_relay *relay, int place, int fd)
 {
     struct bough_spot *spot = &relay->spots[place];
@@ -395,14 +390,9 @@ int bough_relay_open(struct bough_relay *relay, struct bough_loop *loop, struct 
     relay->epoll = epoll_create1(EPOLL_CLOEXEC);
     if (relay->epoll < 0)
         return bough_err_sys(err, errno, "attach");
-    relay->poll = calloc(1, sizeof *relay->poll);
-    int rc = relay->poll ? uv_poll_init(bough_loop_uv(loop), relay->poll, relay->epoll) : UV_ENOMEM;
-    if (rc < 0) {
-        free(relay->poll);
-        relay->poll = NULL;
+    int rc = bough_poll_open(&relay->poll, loop, relay->epoll, relay);
+    if (rc < 0)
         return bough_err_sys(err, -rc, "attach");
-    }
-    relay->poll->data = relay;
     if (open_streams(relay, writer, readers, err) < 0)
         return -1;
     uv_poll_start(relay->poll, UV_READABLE, on_ready);
@@ -442,9 +432,7 @@ void bough_relay_close(struct bough_relay *relay)
         return;
     for (int i = 0; i < BOUGH_SPOT_COUNT; i++)
         drop(relay, i);
-    if (relay->poll)
-        uv_close((uv_handle_t *)relay->poll, free_handle);
-    relay->poll = NULL;
+    bough_poll_close(&relay->poll);
     bough_fd_close(&relay->epoll);
     for (int i = 0; i < 2; i++) {
         if (relay->readers[i])

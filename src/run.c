@@ -38,13 +38,6 @@ struct bough_run *bough_run_new(struct bough_engine *engine)
     return run;
 }
 
-static void free_strv(char **texts)
-{
-    for (char **t = texts; t && *t; t++)
-        free(*t);
-    free(texts);
-}
-
 void bough_run_unref(struct bough_run *run)
 {
     if (--run->refs > 0)
@@ -56,8 +49,8 @@ void bough_run_unref(struct bough_run *run)
     bough_fd_close(&run->channel);
     bough_cond_destroy(&run->changed);
     bough_image_clear(&run->image);
-    free_strv(run->argv);
-    free_strv(run->env);
+    bough_strv_free(run->argv);
+    bough_strv_free(run->env);
     free(run->cwd);
     free(run->user);
     free(run->hostname);

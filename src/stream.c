@@ -14,32 +14,11 @@
 #include "sys.h"
 #include "writer.h"
 
-static void free_handle(uv_handle_t *handle)
-{
-    free(handle);
-}
-
-static void close_poll(uv_poll_t **poll)
-{
-    if (*poll && !uv_is_closing((uv_handle_t *)*poll)) {
-        uv_poll_stop(*poll);
-        uv_close((uv_handle_t *)*poll, free_handle);
-    }
-    *poll = NULL;
-}
-
 static int open_poll(uv_poll_t **poll, struct bough_loop *loop, int fd, void *data,
                      struct bough_err *err)
 {
-    *poll = calloc(1, sizeof **poll);
-    int rc = *poll ? uv_poll_init(bough_loop_uv(loop), *poll, fd) : UV_ENOMEM;
-    if (rc < 0) {
-        free(*poll);
-        *poll = NULL;
-        return bough_err_sys(err, -rc, "stream");
-    }
-    (*poll)->data = data;
-    return 0;
+    int rc = bough_poll_open(poll, loop, fd, data);
+    return rc < 0 ? bough_err_sys(err, -rc, "stream") : 0;
 }
 
 int bough_pipe_open(int ends[2], int ours, struct bough_err *err)
@@ -153,7 +132,7 @@ void bough_out_drain(struct bough_out *out)
             consume(out, chunk, (size_t)n);
     }
     if (out->eof) {
-        close_poll(&out->poll);
+        bough_poll_close(&out->poll);
         bough_fd_close(&out->fd);
     }
     if (out->eof || (out->sink == BOUGH_SINK_TAKE && out->size))
@@ -172,7 +151,7 @@ void bough_out_finish(struct bough_out *out)
         consume(out, chunk, (size_t)n);
         left -= (size_t)n;
     }
-    close_poll(&out->poll);
+    bough_poll_close(&out->poll);
     bough_fd_close(&out->fd);
     out->eof = true;
     bough_cond_fire(out->changed);
@@ -235,7 +214,7 @@ int bough_out_settle(struct bough_out *out, bool keep)
 void bough_out_close(struct bough_out *out)
 {
     bough_out_settle(out, false);
-    close_poll(&out->poll);
+    bough_poll_close(&out->poll);
     bough_fd_close(&out->fd);
     bough_fd_close(&out->sink_fd);
     free(out->path);
@@ -250,8 +229,8 @@ void bough_out_close(struct bough_out *out)
 
 static void finish_input(struct bough_in *in)
 {
-    close_poll(&in->source_poll);
-    close_poll(&in->poll);
+    bough_poll_close(&in->source_poll);
+    bough_poll_close(&in->poll);
     bough_fd_close(&in->source_epoll);
     bough_fd_close(&in->fd);
     bough_fd_close(&in->source_fd);

@@ -78,6 +78,13 @@ void bough_put_strv(struct bough_wbuf *buf, char *const *texts)
         bough_put_str(buf, texts[i]);
 }
 
+void bough_strv_free(char **texts)
+{
+    for (char **t = texts; t && *t; t++)
+        free(*t);
+    free(texts);
+}
+
 void bough_put_err(struct bough_wbuf *buf, const struct bough_err *err)
 {
     bough_put_i64(buf, err->kind);

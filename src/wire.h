@@ -88,6 +88,7 @@ struct bough_rbuf {
 int64_t bough_get_i64(struct bough_rbuf *buf);
 double bough_get_f64(struct bough_rbuf *buf);
 const char *bough_get_str(struct bough_rbuf *buf); /* NULL for NULL and when failed */
+void bough_strv_free(char **texts); /* a vector whose strings are owned as well; NULL is fine */
 char **bough_get_strv(struct bough_rbuf *buf); /* malloc'ed vector of pointers into the message */
 void bough_get_err(struct bough_rbuf *buf, struct bough_err *err);
 

@@ -64,16 +64,9 @@ ssize_t bough_write_quietly(int fd, const char *data, size_t size)
 
 /* --- the life of a writer -------------------------------------------------------------------------- */
 
-static void free_handle(uv_handle_t *handle)
-{
-    free(handle);
-}
-
 static void close_poll(struct bough_writer *writer)
 {
-    if (writer->poll)
-        uv_close((uv_handle_t *)writer->poll, free_handle);
-    writer->poll = NULL;
+    bough_poll_close(&writer->poll);
     writer->polling = false;
 }
 
@@ -269,17 +262,9 @@ int bough_writer_watch(struct bough_writer *writer)
 {
     if (writer->polling || writer->fd < 0)
         return writer->err.msg[0] ? -1 : 0;
-    if (!writer->poll) {
-        uv_poll_t *poll = calloc(1, sizeof *poll);
-        int rc = poll ? uv_poll_init(bough_loop_uv(writer->loop), poll, writer->fd) : UV_ENOMEM;
-        if (rc < 0) {
-            free(poll);
-            return fail(writer, -rc);
-        }
-        poll->data = writer;
-        writer->poll = poll;
-    }
-    int rc = uv_poll_start(writer->poll, UV_WRITABLE, on_writable);
+    int rc = writer->poll ? 0 : bough_poll_open(&writer->poll, writer->loop, writer->fd, writer);
+    if (rc == 0)
+        rc = uv_poll_start(writer->poll, UV_WRITABLE, on_writable);
     if (rc < 0)
         return fail(writer, -rc);
     writer->polling = true;

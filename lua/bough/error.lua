@@ -155,4 +155,24 @@ function M.check_keys(op, options, known)
   return options
 end
 
+local function last_line(text)
+  local line = text and text:match("([^\n]*%S[^\n]*)%s*$")
+  return line and line:gsub("%c", " "):gsub("^%s+", "")
+end
+
+--- How a command that did badly has ended, in words: what `check` says of it.
+---@param result { exit_code: integer, oom: boolean?, signal: integer?, stderr: string? }
+---@return string
+function M.ending(result)
+  local how = ("exit code %d"):format(result.exit_code)
+  if result.oom then
+    how = how .. ", out of memory"
+  elseif result.signal then
+    how = how .. (", killed by signal %d"):format(result.signal)
+  end
+  local line = last_line(result.stderr)
+  if line then how = ("%s (last line of stderr: %s)"):format(how, M.quote(line)) end
+  return how
+end
+
 return M

@@ -178,11 +178,6 @@ local function settle(self, data, row, failure)
   if on_done then on_done(self, failure == nil) end
 end
 
-local function last_line(text)
-  local line = text and text:match("([^\n]*%S[^\n]*)%s*$")
-  return line and line:gsub("%c", " "):gsub("^%s+", "")
-end
-
 -- What `check = true` makes of a result: nil when the command did well.
 local function complaint(self, data, row)
   local result = row.result
@@ -193,15 +188,7 @@ local function complaint(self, data, row)
   if result.timed_out then
     return errors.new("timeout", op, details, "stopped at its time limit of %g s", data.timeout or 0)
   end
-  local how = ("exit code %d"):format(result.exit_code)
-  if result.oom then
-    how = how .. ", out of memory"
-  elseif result.signal then
-    how = how .. (", killed by signal %d"):format(result.signal)
-  end
-  local line = last_line(result.stderr)
-  if line then how = ("%s (last line of stderr: %s)"):format(how, quote(line)) end
-  return errors.new("exit", op, details, "%s", how)
+  return errors.new("exit", op, details, "%s", errors.ending(result))
 end
 
 -- The image of an earlier run, for one with `cache = true`; at once, but for a session, which is told of its

@@ -149,11 +149,6 @@ local function result_of(data)
   }
 end
 
-local function last_line(text)
-  local line = text and text:match("([^\n]*%S[^\n]*)%s*$")
-  return line and line:gsub("%c", " "):gsub("^%s+", "")
-end
-
 -- What `check` makes of stage `i`; of the pipeline's time limit, without it.
 local function complaint(data, result, i)
   local many = #result.stages > 1
@@ -167,15 +162,7 @@ local function complaint(data, result, i)
   elseif stage.timed_out then
     return errors.new("timeout", op, details, "%sstopped at its time limit", what)
   end
-  local how = ("exit code %d"):format(stage.exit_code)
-  if stage.oom then
-    how = how .. ", out of memory"
-  elseif stage.signal then
-    how = how .. (", killed by signal %d"):format(stage.signal)
-  end
-  local line = last_line(stage.stderr)
-  if line then how = ("%s (last line of stderr: %s)"):format(how, quote(line)) end
-  return errors.new("exit", op, details, "%s%s", what, how)
+  return errors.new("exit", op, details, "%s%s", what, errors.ending(stage))
 end
 
 -- Raises what `check` asks for: of the pipeline, of a session, of one command. `cut`: we closed the output before
