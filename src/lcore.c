@@ -59,6 +59,8 @@ LUAMOD_API int luaopen_bough_core(lua_State *L)
     bough_open_task(L);
     bough_open_watch(L);
     bough_open_queue(L);
+    bough_open_condition(L);
+    bough_open_poll(L);
     bough_open_stream(L);
     open_constants(L);
     bough_open_session(L);

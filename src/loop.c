@@ -10,10 +10,10 @@
 
 struct bough_loop {
     uv_loop_t uv;
-    struct bough_waiter *ready; /* circular, the first one */
-    size_t ready_count;
-    unsigned places; /* bits of 0, 1, 2: standard descriptors that we hold */
-    uint64_t wakes;  /* how often somebody got ready, ever */
+    struct bough_waiter *ready;        /* circular, the first one */
+    size_t ready_count, service_count; /* of all, and of the services among them */
+    unsigned places;                   /* bits of 0, 1, 2: standard descriptors that we hold */
+    uint64_t wakes;                    /* how often somebody got ready, ever */
     struct bough_loop_end *ends;
     struct bough_timer *armed; /* handed out */
     struct bough_timer *spare; /* given back: a wait costs neither malloc nor uv_close */
@@ -189,6 +189,7 @@ void bough_loop_forget(struct bough_loop *loop, struct bough_waiter *waiter)
     if (waiter->queued) {
         list_remove(&loop->ready, waiter);
         loop->ready_count--;
+        loop->service_count -= waiter->service;
         waiter->queued = false;
     } else if (waiter->cond) {
         list_remove(&waiter->cond->waiters, waiter);
@@ -212,6 +213,7 @@ void bough_loop_ready(struct bough_loop *loop, struct bough_waiter *waiter)
     list_append(&loop->ready, waiter);
     waiter->queued = true;
     loop->ready_count++;
+    loop->service_count += waiter->service;
     loop->wakes++;
 }
 
@@ -221,6 +223,22 @@ struct bough_waiter *bough_loop_next(struct bough_loop *loop)
     if (waiter)
         bough_loop_forget(loop, waiter);
     return waiter;
+}
+
+struct bough_waiter *bough_loop_next_service(struct bough_loop *loop)
+{
+    if (loop->service_count == 0)
+        return NULL;
+    struct bough_waiter *waiter = loop->ready;
+    while (!waiter->service)
+        waiter = waiter->next;
+    bough_loop_forget(loop, waiter);
+    return waiter;
+}
+
+size_t bough_loop_service_count(const struct bough_loop *loop)
+{
+    return loop->service_count;
 }
 
 bool bough_loop_has_ready(const struct bough_loop *loop)

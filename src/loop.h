@@ -17,6 +17,7 @@ struct bough_waiter {
     struct bough_waiter *next, *prev; /* in a condition's list or in the ready queue */
     struct bough_cond *cond;          /* what it waits for, NULL when ready or running */
     bool queued;                      /* in the ready queue */
+    bool service; /* runs while others stand still; set once, before the first use */
 };
 
 /* Something that happens: an exit, bytes to read, an answer. Embedded in a userdata or a malloc'ed box.
@@ -54,7 +55,10 @@ void bough_loop_park(struct bough_loop *loop, struct bough_waiter *waiter, struc
 void bough_loop_ready(struct bough_loop *loop, struct bough_waiter *waiter);  /* unpark; queue it */
 void bough_loop_forget(struct bough_loop *loop, struct bough_waiter *waiter); /* out of any list */
 struct bough_waiter *bough_loop_next(struct bough_loop *loop); /* take one ready waiter, or NULL */
+struct bough_waiter *bough_loop_next_service(
+    struct bough_loop *loop); /* the same, of services only */
 bool bough_loop_has_ready(const struct bough_loop *loop);
+size_t bough_loop_service_count(const struct bough_loop *loop); /* of those that are ready */
 size_t bough_loop_ready_count(const struct bough_loop *loop);
 bool bough_loop_alive(
     const struct bough_loop *loop); /* active handles or requests: something may yet happen */

@@ -203,7 +203,7 @@ void bough_check_function(lua_State *L, int arg, const char *op)
 }
 
 /* Stack: fn, args. Leaves the task alone on it. */
-static struct bough_task *task_new(lua_State *L, const char *op)
+static struct bough_task *task_new(lua_State *L, const char *op, bool service)
 {
     struct bough_core *core = bough_core(L);
     bough_check_function(L, 1, op);
@@ -214,6 +214,7 @@ static struct bough_task *task_new(lua_State *L, const char *op)
     memset(task, 0, sizeof *task);
     task->core = core;
     task->party.task = task;
+    task->party.waiter.service = service;
     task->status = BOUGH_TASK_DONE; /* until nothing can fail any more */
     bough_cond_init(&task->done, core->loop);
     luaL_setmetatable(L, TASK_NAME);
@@ -241,7 +242,15 @@ static struct bough_task *task_new(lua_State *L, const char *op)
 
 static int task_spawn(lua_State *L)
 {
-    task_new(L, "spawn");
+    task_new(L, "spawn", false);
+    return 1;
+}
+
+/* service(fn, ...): a task of the library's own, which runs in private waits as well: it must call nothing that
+ * somebody else has written. */
+static int task_service(lua_State *L)
+{
+    task_new(L, "service", true);
     return 1;
 }
 
@@ -308,7 +317,8 @@ static int task_wait_k(lua_State *L, int status, lua_KContext ctx)
     if (core->current) {
         if (task == core->current)
             return bough_lerr(L, BOUGH_ERR_state, "task", "a task cannot wait for itself");
-        bough_task_refuse(L, "task");
+        if (!task->party.waiter.service)
+            bough_task_refuse(L, "task");
         core->visit++;
         if (bough_task_reaches(core, task, core->current))
             return bough_lerr(L, BOUGH_ERR_state, "task",
@@ -330,7 +340,7 @@ static int task_run(lua_State *L)
 {
     bough_core(L);
     bough_task_refuse(L, "run");
-    task_new(L, "run");
+    task_new(L, "run", false);
     lua_toclose(L, 1);
     return task_wait_k(L, LUA_OK, 0);
 }
@@ -364,7 +374,8 @@ static int task_join_k(lua_State *L, int status, lua_KContext ctx)
 {
     (void)status;
     struct bough_task *task = lua_touserdata(L, 1);
-    if (bough_task_finished(task) || bough_wait_is_private(L) || task == task->core->current)
+    bool stands_still = !task->party.waiter.service && bough_wait_is_private(L);
+    if (bough_task_finished(task) || stands_still || task == task->core->current)
         return 0;
     if (task->core->current)
         task->core->current->awaits = task;
@@ -525,8 +536,8 @@ void bough_open_task(lua_State *L)
     static const luaL_Reg task_methods[] = {
         {"wait", task_wait}, {"cancel", task_cancel}, {"close", task_cancel}, {NULL, NULL}};
     static const luaL_Reg functions[] = {
-        {"spawn", task_spawn},       {"run", task_run}, {"current", task_current},
-        {"on_error", task_on_error}, {NULL, NULL},
+        {"spawn", task_spawn},     {"service", task_service},   {"run", task_run},
+        {"current", task_current}, {"on_error", task_on_error}, {NULL, NULL},
     };
     bough_class_make(L, TASK_NAME, task_meta, task_methods, task_index);
     if (lua_rawgetp(L, LUA_REGISTRYINDEX, &in_flight_key) == LUA_TNIL) {

@@ -306,6 +306,18 @@ static void dispatch(lua_State *L, struct bough_core *core, const struct bough_p
     }
 }
 
+/* The same for a private wait: services alone, which run no code of anybody who might be further down the stack. */
+static void dispatch_services(lua_State *L, struct bough_core *core, const struct bough_party *self)
+{
+    struct bough_loop *loop = core->loop;
+    for (size_t n = bough_loop_service_count(loop); n > 0 && !self->waiter.queued; n--) {
+        struct bough_party *party = (struct bough_party *)bough_loop_next_service(loop);
+        if (!party)
+            return;
+        task_resume(L, party->task);
+    }
+}
+
 static int nothing(lua_State *L)
 {
     (void)L;
@@ -322,7 +334,7 @@ static void call_hook(lua_State *L)
 }
 
 /* Waits where there is nobody to yield to. Outside of tasks this drives the loop and runs the
- * tasks; inside of one it leaves them alone. `self` is on the C stack, so nothing may raise while
+ * tasks; inside of one it runs services alone. `self` is on the C stack, so nothing may raise while
  * it is parked. Not inlined: see bough_wait_until. */
 static __attribute__((noinline)) void wait_here(lua_State *L, struct bough_core *core,
                                                 struct bough_cond *cond, int64_t limit_ns)
@@ -335,17 +347,18 @@ static __attribute__((noinline)) void wait_here(lua_State *L, struct bough_core 
     call_hook(L);
     bough_loop_park(loop, &self.waiter, cond);
     while (!interrupted) {
-        if (!private)
+        if (private)
+            dispatch_services(L, core, &self);
+        else
             dispatch(L, core, &self);
         if (self.woken || self.waiter.queued)
             break;
         int timeout_ms = ms_until(limit_ns);
-        stuck =
-            timeout_ms < 0 && !bough_loop_alive(loop) && (private || !bough_loop_has_ready(loop));
+        bool ready = private ? bough_loop_service_count(loop) > 0 : bough_loop_has_ready(loop);
+        stuck = timeout_ms < 0 && !bough_loop_alive(loop) && !ready;
         if (stuck)
             break;
-        interrupted =
-            private ? !bough_loop_turn(loop, timeout_ms) : !bough_loop_poll(loop, timeout_ms);
+        interrupted = !bough_loop_turn(loop, ready ? 0 : timeout_ms);
         if (timeout_ms == 0)
             break;
     }

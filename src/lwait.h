@@ -16,7 +16,7 @@
  *   - a task of ours that can yield: the task is suspended; other tasks run;
  *   - the main thread, or a foreign coroutine with no task underneath: drives the loop and runs tasks meanwhile;
  *   - inside a task that cannot yield here (a generator of its own, table.sort, string.gsub, a __gc-less metamethod, require):
- *     polls the loop but runs no other task.
+ *     polls the loop but runs no other task than services (core.service), which are the library's own.
  * Raises kind `cancelled` when the task was cancelled, kind `timeout` when a bough.deadline of the caller has passed, kind `state`
  * when nothing is left in the loop that could ever end the wait, and refuses (kind `state`) in a __gc finaliser where detectable. */
 #ifndef BOUGH_LWAIT_H
@@ -41,7 +41,7 @@ int bough_wait(lua_State *L, struct bough_cond *cond, lua_KContext ctx, lua_KFun
 int bough_wait_until(lua_State *L, struct bough_cond *cond, int64_t until_ns, lua_KContext ctx,
                      lua_KFunction k);
 
-/* Whether a wait here would be private: inside a task, but no other task can run meanwhile. */
+/* Whether a wait here would be private: inside a task, but no other task than services can run meanwhile. */
 bool bough_wait_is_private(lua_State *L);
 
 /* Seconds at argument `arg` as an instant of bough_now_ns; INT64_MAX for huge. Raises `invalid` for NaN, for negative

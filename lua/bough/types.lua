@@ -78,6 +78,40 @@ function core.is_error(value) end
 ---@return bough.task
 function core.spawn(fn, ...) end
 
+--- A task of the library's own: it runs also while somebody waits inside a task where nothing can yield (a comparator,
+--- a generator), when other tasks stand still, and can be waited for there. It must call nothing that a user has
+--- written, and wait for no ordinary task.
+---@param fn function
+---@return bough.task
+function core.service(fn, ...) end
+
+--- Something that happens, for Lua code to wait on.
+---@return bough.condition
+function core.condition() end
+
+---@class bough.condition
+local condition = {}
+--- Waits until it fires; what fired before is not remembered, so look at what you wait for first, and again after.
+---@param seconds number?
+---@return boolean fired false when the time has passed first
+function condition:wait(seconds) end
+--- Wakes all who wait now.
+function condition:fire() end
+
+--- Watches a descriptor, which stays the caller's.
+---@param fd integer
+---@return bough.poll
+function core.poll(fd) end
+
+---@class bough.poll
+local poll = {}
+--- Waits until the descriptor can be read or is in error.
+---@param seconds number?
+---@return boolean ready false when the time has passed first
+function poll:wait(seconds) end
+--- Twice does nothing. Whoever waits gets `closed`.
+function poll:close() end
+
 --- Runs a task and the loop until it is done; returns its results or raises its error. Waits.
 ---@param fn function
 ---@return any ...
