@@ -6,7 +6,7 @@ local places = require "spec.support.places"
 local raises = require "spec.support.raises"
 local system = require "system"
 
-return function(open)
+return function(open, lacks)
   local box, base
 
   local function everywhere(name, body)
@@ -134,78 +134,88 @@ return function(open)
     end)
 
     describe("commits", function()
-      everywhere("while it runs: an image of what is there; it goes on", function()
-        local own <close> = base:boot()
-        local process <close> = gate(own, "echo 1 >/n")
-        local one = own:commit()
-        assert.equal("1\n", one:read "/n")
-        assert.equal(base.uuid, one.parent_uuid)
-        assert.equal("commit", one.origin)
-        assert.equal("running", own.state)
-        assert.is_nil(process:poll())
-        own:exec("echo 2 >/n; rm /etc/passwd"):wait()
-        local two = own:commit { tag = "committed", command = "by hand" }
-        assert.equal("2\n", two:read "/n")
-        assert.equal("1\n", one:run("cat /n").stdout)
-        assert.equal("2\n", two:run("cat /n; test -e /etc/passwd || exit 4").stdout)
-        assert.equal(base.uuid, two.parent_uuid)
-        assert.not_equal(one.uuid, two.uuid)
-        assert.equal("by hand", two.command)
-        assert.equal("committed", two.tag)
-        assert.equal(two, box.images:get "committed")
-        box.images:get "committed":untag()
-        raises("state", function() return one.exit_code end)
-      end)
+      if not lacks.snapshots then
+        everywhere("while it runs: an image of what is there; it goes on", function()
+          local own <close> = base:boot()
+          local process <close> = gate(own, "echo 1 >/n")
+          local one = own:commit()
+          assert.equal("1\n", one:read "/n")
+          assert.equal(base.uuid, one.parent_uuid)
+          assert.equal("commit", one.origin)
+          assert.equal("running", own.state)
+          assert.is_nil(process:poll())
+          own:exec("echo 2 >/n; rm /etc/passwd"):wait()
+          local two = own:commit { tag = "committed", command = "by hand" }
+          assert.equal("2\n", two:read "/n")
+          assert.equal("1\n", one:run("cat /n").stdout)
+          assert.equal("2\n", two:run("cat /n; test -e /etc/passwd || exit 4").stdout)
+          assert.equal(base.uuid, two.parent_uuid)
+          assert.not_equal(one.uuid, two.uuid)
+          assert.equal("by hand", two.command)
+          assert.equal("committed", two.tag)
+          assert.equal(two, box.images:get "committed")
+          box.images:get "committed":untag()
+          raises("state", function() return one.exit_code end)
+        end)
+      end
 
-      it("one moment: no write is in it that came after one that is not", function()
-        local process <close> = instance:exec(
-          "echo 0 >/a; echo 0 >/b; echo r; i=0; while :; do i=$((i+1)); echo $i >/a; echo $i >/b; done")
-        process.stdout:read()
-        for _ = 1, 5 do
-          local image = instance:commit()
-          -- a file that is being rewritten may be found empty
-          local a, b = tonumber(image:read "/a") or 0, tonumber(image:read "/b") or 0
-          assert.is_true(a == 0 or b == 0 or a == b or a == b + 1, ("a is %d, b is %d"):format(a, b))
-          local file = "/after." .. image.uuid
-          instance:exec("echo x >" .. file):wait()
-        end
-        assert.is_nil(process:poll())
-      end)
-
-      it("nothing, when nothing has changed, as an image of its own", function()
-        local before = box:info()
-        local image = instance:commit()
-        assert.not_equal(base.uuid, image.uuid)
-        assert.equal(base.uuid, image.parent_uuid)
-        assert.equal(before.layers, box:info().layers)
-        assert.same(fixture.names(base, "/"), fixture.names(image, "/"))
-      end)
-
-      it("for several who ask at once, or tells them that it is busy", function()
-        instance:exec("echo x >/x"):wait()
-        local list = { settle = true }
-        for i = 1, 4 do list[i] = function() return instance:commit():read "/x" end end
-        local good = 0
-        for _, outcome in ipairs(bough.all(list)) do
-          if outcome.ok then
-            assert.equal("x\n", outcome.value)
-            good = good + 1
-          else
-            assert.equal("busy", outcome.err.kind)
+      if not lacks.snapshots then
+        it("one moment: no write is in it that came after one that is not", function()
+          local process <close> = instance:exec(
+            "echo 0 >/a; echo 0 >/b; echo r; i=0; while :; do i=$((i+1)); echo $i >/a; echo $i >/b; done")
+          process.stdout:read()
+          for _ = 1, 5 do
+            local image = instance:commit()
+            -- a file that is being rewritten may be found empty
+            local a, b = tonumber(image:read "/a") or 0, tonumber(image:read "/b") or 0
+            assert.is_true(a == 0 or b == 0 or a == b or a == b + 1, ("a is %d, b is %d"):format(a, b))
+            local file = "/after." .. image.uuid
+            instance:exec("echo x >" .. file):wait()
           end
-        end
-        assert.is_true(good > 0)
-      end)
+          assert.is_nil(process:poll())
+        end)
+      end
 
-      it("lets a process be that somebody has stopped", function()
-        local process <close> = gate(instance)
-        process:send_signal "STOP"
-        instance:commit()
-        process.stdin:close()
-        raises("timeout", process.wait, process, 0.05)
-        process:send_signal "CONT"
-        assert.equal(0, process:wait())
-      end)
+      if not lacks.snapshots then
+        it("nothing, when nothing has changed, as an image of its own", function()
+          local before = box:info()
+          local image = instance:commit()
+          assert.not_equal(base.uuid, image.uuid)
+          assert.equal(base.uuid, image.parent_uuid)
+          assert.equal(before.layers, box:info().layers)
+          assert.same(fixture.names(base, "/"), fixture.names(image, "/"))
+        end)
+      end
+
+      if not lacks.snapshots then
+        it("for several who ask at once, or tells them that it is busy", function()
+          instance:exec("echo x >/x"):wait()
+          local list = { settle = true }
+          for i = 1, 4 do list[i] = function() return instance:commit():read "/x" end end
+          local good = 0
+          for _, outcome in ipairs(bough.all(list)) do
+            if outcome.ok then
+              assert.equal("x\n", outcome.value)
+              good = good + 1
+            else
+              assert.equal("busy", outcome.err.kind)
+            end
+          end
+          assert.is_true(good > 0)
+        end)
+      end
+
+      if not lacks.snapshots then
+        it("lets a process be that somebody has stopped", function()
+          local process <close> = gate(instance)
+          process:send_signal "STOP"
+          instance:commit()
+          process.stdin:close()
+          raises("timeout", process.wait, process, 0.05)
+          process:send_signal "CONT"
+          assert.equal(0, process:wait())
+        end)
+      end
 
       it("after stop what there was at the end, and again the same", function()
         instance:exec("echo x >/x"):wait()
@@ -238,26 +248,28 @@ return function(open)
         raises("invalid", instance.commit, instance, { command = 7 })
       end)
 
-      it("again after a commit that was cancelled", function()
-        local process <close> = gate(instance, "echo x >/x")
-        for steps = 0, 8 do
-          local task = bough.spawn(instance.commit, instance)
-          for _ = 1, steps do bough.step(0) end
-          task:cancel()
-          local ok, problem = pcall(task.wait, task)
-          assert.is_true(ok or problem.kind == "cancelled", tostring(problem))
-        end
-        local image
-        fixture.until_true("a commit", function()
-          local ok, problem = pcall(instance.commit, instance)
-          assert.is_true(ok or problem.kind == "busy", tostring(problem))
-          image = ok and problem
-          return ok
+      if not lacks.snapshots then
+        it("again after a commit that was cancelled", function()
+          local process <close> = gate(instance, "echo x >/x")
+          for steps = 0, 8 do
+            local task = bough.spawn(instance.commit, instance)
+            for _ = 1, steps do bough.step(0) end
+            task:cancel()
+            local ok, problem = pcall(task.wait, task)
+            assert.is_true(ok or problem.kind == "cancelled", tostring(problem))
+          end
+          local image
+          fixture.until_true("a commit", function()
+            local ok, problem = pcall(instance.commit, instance)
+            assert.is_true(ok or problem.kind == "busy", tostring(problem))
+            image = ok and problem
+            return ok
+          end)
+          assert.equal("x\n", image:read "/x")
+          process.stdin:close()
+          assert.equal(0, process:wait())
         end)
-        assert.equal("x\n", image:read "/x")
-        process.stdin:close()
-        assert.equal(0, process:wait())
-      end)
+      end
     end)
 
     describe("stops", function()

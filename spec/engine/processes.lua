@@ -8,7 +8,7 @@ local places = require "spec.support.places"
 local raises = require "spec.support.raises"
 local system = require "system"
 
-return function(open)
+return function(open, lacks)
   describe("a process", function()
     local box, base, instance
 
@@ -457,91 +457,94 @@ return function(open)
       end)
     end)
 
-    describe("has a terminal:", function()
-      it("stdin, stdout and stderr are one; what is typed goes in, what is shown comes out", function()
-        local process <close> = instance:exec {
-          shell = "test -t 0 && test -t 1 && test -t 2 && echo terminal; stty -echo; read x; echo got $x; echo e >&2",
-          pty = true,
-        }
-        assert.is_nil(process.stderr)
-        assert.equal("terminal\r", process.stdout:read())
-        process.stdin:write "typed\n"
-        local shown = process.stdout:read "a"
-        assert.match("got typed\r\ne\r\n$", shown)
-        assert.equal(0, process:wait())
-      end)
-
-      it("of the size and name it is given, else 24 by 80", function()
-        local function shown(pty)
-          local process <close> = instance:exec { shell = "stty size; echo $TERM", pty = pty }
-          local text = process.stdout:read "a"
+    if not lacks.terminals then
+      describe("has a terminal:", function()
+        it("stdin, stdout and stderr are one; what is typed goes in, what is shown comes out", function()
+          local process <close> = instance:exec {
+            shell = "test -t 0 && test -t 1 && test -t 2 && echo terminal; stty -echo; read x; echo got $x; echo e >&2",
+            pty = true,
+          }
+          assert.is_nil(process.stderr)
+          assert.equal("terminal\r", process.stdout:read())
+          process.stdin:write "typed\n"
+          local shown = process.stdout:read "a"
+          assert.match("got typed\r\ne\r\n$", shown)
           assert.equal(0, process:wait())
-          return text
-        end
-        assert.equal("50 132\r\nvt100\r\n", shown { rows = 50, cols = 132, term = "vt100" })
-        assert.match("^%d+ %d+\r\nxterm%-256color\r\n$", shown(true))
-        for _, wrong in ipairs { 80, { rows = 0 }, { cols = 70000 }, { rows = 1.5 }, { height = 3 } } do
-          raises("invalid", instance.exec, instance, { "true", pty = wrong })
-        end
-        raises("invalid", instance.exec, instance, { "true", pty = true, stderr = true })
-      end)
+        end)
 
-      it("that can be resized, which the command is told", function()
-        local process = instance:exec {
-          shell = "trap 'stty size; exit 0' WINCH; echo ready; sleep 600 & wait", pty = true,
-        }
-        assert.equal("ready\r", process.stdout:read())
-        assert.is_true(process:resize(33, 99))
-        assert.equal("33 99\r\n", process.stdout:read "a")
-        assert.equal(0, process:wait())
-        assert.is_true(process:resize(1, 1)) -- too late is no mistake
-        local plain <close> = gate()
-        raises("state", plain.resize, plain, 24, 80)
-        raises("invalid", plain.resize, plain, 0, 80)
-        raises("invalid", plain.resize, plain, 24, "wide")
-      end)
+        it("of the size and name it is given, else 24 by 80", function()
+          local function shown(pty)
+            local process <close> = instance:exec { shell = "stty size; echo $TERM", pty = pty }
+            local text = process.stdout:read "a"
+            assert.equal(0, process:wait())
+            return text
+          end
+          assert.equal("50 132\r\nvt100\r\n", shown { rows = 50, cols = 132, term = "vt100" })
+          assert.match("^%d+ %d+\r\nxterm%-256color\r\n$", shown(true))
+          for _, wrong in ipairs { 80, { rows = 0 }, { cols = 70000 }, { rows = 1.5 }, { height = 3 } } do
+            raises("invalid", instance.exec, instance, { "true", pty = wrong })
+          end
+          raises("invalid", instance.exec, instance, { "true", pty = true, stderr = true })
+        end)
 
-      it("whose keys are signals and the end of input", function()
-        local process <close> = instance:exec { shell = "trap 'echo int' INT; cat; cat; exit 6", pty = true }
-        local function echoed(line)
-          process.stdin:write(line, "\n")
-          assert.equal(line .. "\r", process.stdout:read()) -- as it was typed
-          assert.equal(line .. "\r", process.stdout:read()) -- and by cat, so that runs
-        end
-        echoed "one"
-        process.stdin:write "\3" -- ends the first cat; the shell hears of it too
-        assert.match("int\r$", process.stdout:read())
-        echoed "two"
-        process.stdin:close()
-        assert.equal(6, process:wait())
-      end)
+        it("that can be resized, which the command is told", function()
+          local process = instance:exec {
+            shell = "trap 'stty size; exit 0' WINCH; echo ready; sleep 600 & wait", pty = true,
+          }
+          assert.equal("ready\r", process.stdout:read())
+          assert.is_true(process:resize(33, 99))
+          assert.equal("33 99\r\n", process.stdout:read "a")
+          assert.equal(0, process:wait())
+          assert.is_true(process:resize(1, 1)) -- too late is no mistake
+          local plain <close> = gate()
+          raises("state", plain.resize, plain, 24, 80)
+          raises("invalid", plain.resize, plain, 0, 80)
+          raises("invalid", plain.resize, plain, 24, "wide")
+        end)
 
-      it("through which bytes go as they are, once it is raw", function()
-        local all = {}
-        for byte = 0, 255 do all[#all + 1] = string.char(byte) end
-        local text = table.concat(all):rep(300)
-        local process <close> = instance:exec { shell = "stty raw -echo; echo ready; exec cat", pty = true }
-        assert.equal("ready", process.stdout:read())
-        local writer = bough.spawn(function() process.stdin:write(text):flush() end)
-        local back = process.stdout:read(#text)
-        assert.is_true(back == text, "it came back different")
-        writer:wait()
-      end)
+        it("whose keys are signals and the end of input", function()
+          local process <close> = instance:exec { shell = "trap 'echo int' INT; cat; cat; exit 6", pty = true }
+          local function echoed(line)
+            process.stdin:write(line, "\n")
+            assert.equal(line .. "\r", process.stdout:read()) -- as it was typed
+            assert.equal(line .. "\r", process.stdout:read()) -- and by cat, so that runs
+          end
+          echoed "one"
+          process.stdin:write "\3" -- ends the first cat; the shell hears of it too
+          assert.match("int\r$", process.stdout:read())
+          echoed "two"
+          process.stdin:close()
+          assert.equal(6, process:wait())
+        end)
 
-      it("which hangs up when the process is given up", function()
-        local mark = fixture.long_time()
-        do
-          local _ <close> = instance:exec { shell = ("setsid sleep %s & exec sleep %s"):format(mark, mark), pty = true }
-        end
-        fixture.gone("sleep " .. mark)
-      end)
+        it("through which bytes go as they are, once it is raw", function()
+          local all = {}
+          for byte = 0, 255 do all[#all + 1] = string.char(byte) end
+          local text = table.concat(all):rep(300)
+          local process <close> = instance:exec { shell = "stty raw -echo; echo ready; exec cat", pty = true }
+          assert.equal("ready", process.stdout:read())
+          local writer = bough.spawn(function() process.stdin:write(text):flush() end)
+          local back = process.stdout:read(#text)
+          assert.is_true(back == text, "it came back different")
+          writer:wait()
+        end)
 
-      it("in a run too: the output is stdout", function()
-        local image = base:run { shell = "test -t 1 && echo yes >&2; exit 3", pty = true }
-        assert.equal("yes\r\n", image.stdout)
-        assert.equal(3, image.exit_code)
+        it("which hangs up when the process is given up", function()
+          local mark = fixture.long_time()
+          do
+            local line = ("setsid sleep %s & exec sleep %s"):format(mark, mark)
+            local _ <close> = instance:exec { shell = line, pty = true }
+          end
+          fixture.gone("sleep " .. mark)
+        end)
+
+        it("in a run too: the output is stdout", function()
+          local image = base:run { shell = "test -t 1 && echo yes >&2; exit 3", pty = true }
+          assert.equal("yes\r\n", image.stdout)
+          assert.equal(3, image.exit_code)
+        end)
       end)
-    end)
+    end
 
     describe("that nobody wants any more", function()
       everywhere("is over when its block is, with all it started", function()

@@ -11,6 +11,9 @@
 -- and what goes wrong on the way:
 --   delay = seconds            before anything is said
 --   cut_at = n, reset = true   the connection ends after n bytes of body, by a reset
+--   cut_at = n, half = true    nothing more is said after n bytes of body, but what comes is still taken
+--   duplicate = n              the n-th piece that a server behind it sends of the body is passed on twice
+--   slow_head = seconds        between two bytes of the headers
 --   stall_at = n               it falls silent there, for ever
 --   corrupt_at = n             the byte there is another
 --   trickle = n                n bytes at a time
@@ -51,7 +54,9 @@ function Sender:fail()
   self.entry.failed = true
   changed()
   local socket = self.connection.socket
-  if self.how.reset and not socket:is_closing() then
+  if self.how.half and not socket:is_closing() then
+    socket:shutdown()
+  elseif self.how.reset and not socket:is_closing() then
     socket:close_reset()
   else
     close(socket)
@@ -91,6 +96,20 @@ function Sender:piece(data, after)
       return changed()
     end
     after()
+  end)
+end
+
+-- The headers, at once or byte by byte.
+function Sender:head(data, after)
+  local pause = self.how.slow_head
+  if not pause then return self:write(data, after) end
+  local timer, at = uv.new_timer(), 0
+  timer:start(0, math.max(1, math.floor(pause * 1000)), function()
+    at = at + 1
+    if self.connection.socket:is_closing() then return close(timer) end
+    if at < #data then return self.connection.socket:write(data:sub(at, at)) end
+    close(timer)
+    self:write(data:sub(at), after)
   end)
 end
 
@@ -134,7 +153,7 @@ local function answer_here(self)
     end
     self:finish(not unframed and #body == (how.length or #body))
   end
-  self:write(table.concat(head, "\r\n"), more)
+  self:head(table.concat(head, "\r\n"), more)
 end
 
 local function forward(self)
@@ -150,6 +169,7 @@ local function forward(self)
   end
   local queue, busy, ended, head = {}, false, false, ""
   local left -- of a body with a length
+  local pieces = 0
   local function pump()
     if busy then return end
     local data = table.remove(queue, 1)
@@ -171,6 +191,8 @@ local function forward(self)
       if left <= 0 then ended = true end
     end
     queue[#queue + 1] = data
+    pieces = pieces + 1
+    if pieces == how.duplicate then queue[#queue + 1] = data end
     pump()
   end
   behind:connect(upstream_host, math.tointeger(tonumber(upstream_port)), function(problem)
@@ -191,7 +213,7 @@ local function forward(self)
       top = top:gsub("\r\n[Cc]onnection:[^\r]*", "")
       busy = true
       if rest ~= "" then body(rest) end
-      self:write(top .. "Connection: close\r\n\r\n", function()
+      self:head(top .. "Connection: close\r\n\r\n", function()
         busy = false
         pump()
       end)
