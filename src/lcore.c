@@ -68,8 +68,11 @@ LUAMOD_API int luaopen_bough_core(lua_State *L)
     bough_open_instance(L);
     bough_open_fs(L);
     bough_open_http(L);
+    bough_open_codec(L);
     bough_open_local(L);
+    bough_open_journal(L);
     bough_open_host(L);
+    bough_open_child(L);
     bough_open_terminal(L);
     lua_pushvalue(L, -1);
     lua_rawsetp(L, LUA_REGISTRYINDEX, &module_key);

@@ -22,8 +22,11 @@ void bough_open_process(lua_State *L);   /* process */
 void bough_open_instance(lua_State *L);  /* instance */
 void bough_open_fs(lua_State *L);        /* fs, sha256, sha256_file, machine, now, is_terminal */
 void bough_open_http(lua_State *L);      /* http, sink */
+void bough_open_codec(lua_State *L);     /* base64_encode, base64_decode, is_text, uuid, time */
 void bough_open_host(lua_State *L);      /* host_exec */
+void bough_open_child(lua_State *L);     /* child; after `local`, which has its class */
 void bough_open_terminal(lua_State *L);  /* terminal_size */
 void bough_open_local(lua_State *L);     /* open_local */
+void bough_open_journal(lua_State *L);   /* journal */
 
 #endif

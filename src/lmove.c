@@ -131,7 +131,7 @@ static int change_begin(lua_State *L, const struct change *change, bool queue)
     luaL_checkstack(L, 8, NULL);
     /* What has come meanwhile and nobody has heard of may have freed it. */
     if (s->detached && !queue)
-        bough_loop_poll(bough_core_loop(bough_core(L)), 0);
+        bough_wait_glance(L);
     if (bough_session_busy(s) && !queue && !bough_session_settling(L, 1))
         return refuse_busy(L, change->name);
     lua_pushcfunction(L, turn_take);

@@ -176,7 +176,7 @@ static int process_poll(lua_State *L)
     lua_settop(L, 1);
     /* a caller who never waits drives no loop otherwise, and would never hear of the end */
     if (!p->over)
-        bough_loop_poll(bough_core_loop(bough_core(L)), 0);
+        bough_wait_glance(L);
     bough_lprocess_learn(L);
     if (p->failed)
         return bough_lprocess_failure(L);

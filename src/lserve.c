@@ -53,11 +53,12 @@ static int rethrow(lua_State *L, struct bough_served *served)
     return lua_error(L);
 }
 
-static int called_k(lua_State *L, int status, lua_KContext ctx)
+/* The function of stream `ctx` has returned, or raised. */
+static void called(lua_State *L, int status, lua_KContext ctx)
 {
     struct bough_served *served = lua_touserdata(L, 1);
     if (status != LUA_OK && status != LUA_YIELD)
-        return rethrow(L, served);
+        rethrow(L, served);
     if (ctx == CALL_STDIN) {
         size_t size = 0;
         const char *data = "";
@@ -69,32 +70,39 @@ static int called_k(lua_State *L, int status, lua_KContext ctx)
                           "the function given for stdin must return a string or nil, got %s",
                           luaL_typename(L, -1));
             bough_lerr_push(L, &err, "run");
-            return rethrow(L, served);
+            rethrow(L, served);
         }
         bough_in_give(&served->streams->in, data, size);
     }
     lua_settop(L, served->args);
     served->serving = false;
     bough_cond_fire(served->changed); /* for others who wait */
-    return served->go_on(L, LUA_OK, 0);
+}
+
+static int called_k(lua_State *L, int status, lua_KContext ctx)
+{
+    called(L, status, ctx);
+    return ((struct bough_served *)lua_touserdata(L, 1))->go_on(L, LUA_OK, 0);
 }
 
 /* Calls the function of stream `which` with the text at the top. */
-static int call_sink(lua_State *L, struct bough_served *served, int which)
+static void call_sink(lua_State *L, struct bough_served *served, int which)
 {
     served->serving = true;
     lua_getiuservalue(L, 1, BOUGH_SERVED_SPEC);
     lua_getfield(L, -1, sink_names[which]);
     lua_remove(L, -2);
     lua_insert(L, -2);
-    return called_k(L, lua_pcallk(L, 1, 0, 0, which + 1, called_k), which + 1);
+    called(L, lua_pcallk(L, 1, 0, 0, which + 1, called_k), which + 1);
 }
 
 /* Takes whole lines out of what has come: pushes the next one without its newline, or returns false. */
-static bool next_line(lua_State *L, struct bough_out *out, int which)
+static bool next_line(lua_State *L, struct bough_served *served, int which)
 {
-    char *newline = out->size ? memchr(out->data, '\n', out->size) : NULL;
-    size_t used = newline ? (size_t)(newline - out->data) + 1 : out->size;
+    struct bough_out *out = &served->streams->out[which];
+    const char *start = out->data + served->at[which];
+    size_t size = out->size - served->at[which];
+    const char *newline = memchr(start, '\n', size);
     luaL_Buffer b;
     luaL_buffinit(L, &b);
     lua_getiuservalue(L, 1, which + 2);
@@ -102,24 +110,25 @@ static bool next_line(lua_State *L, struct bough_out *out, int which)
         lua_pop(L, 1);
     else
         luaL_addvalue(&b);
-    luaL_addlstring(&b, out->data, newline ? used - 1 : used);
+    luaL_addlstring(&b, start, newline ? (size_t)(newline - start) : size);
     luaL_pushresult(&b);
-    memmove(out->data, out->data + used, out->size - used);
-    out->size -= used;
+    served->at[which] += newline ? (size_t)(newline - start) + 1 : size;
     bool is_line = newline != NULL;
     if (is_line)
         lua_pushnil(L);
     else
         lua_pushvalue(L, -1);
     lua_setiuservalue(L, 1, which + 2);
-    if (out->size == 0)
+    if (served->at[which] == out->size) {
+        served->at[which] = 0;
         bough_out_taken(out);
+    }
     if (!is_line)
         lua_pop(L, 1);
     return is_line;
 }
 
-int bough_served_call(lua_State *L, struct bough_served *served)
+void bough_served_call(lua_State *L, struct bough_served *served)
 {
     for (int i = 0; i < 2; i++) {
         struct bough_out *out = &served->streams->out[i];
@@ -128,20 +137,20 @@ int bough_served_call(lua_State *L, struct bough_served *served)
         if (!served->lines) {
             lua_pushlstring(L, out->data, out->size);
             bough_out_taken(out);
-            return call_sink(L, served, i);
+            call_sink(L, served, i);
+        } else if (next_line(L, served, i)) {
+            call_sink(L, served, i);
         }
-        if (next_line(L, out, i))
-            return call_sink(L, served, i);
-        return served->go_on(L, LUA_OK, 0);
+        return;
     }
     served->serving = true;
     lua_getiuservalue(L, 1, BOUGH_SERVED_SPEC);
     lua_getfield(L, -1, "stdin");
     lua_remove(L, -2);
-    return called_k(L, lua_pcallk(L, 0, 1, 0, CALL_STDIN, called_k), CALL_STDIN);
+    called(L, lua_pcallk(L, 0, 1, 0, CALL_STDIN, called_k), CALL_STDIN);
 }
 
-bool bough_served_last(lua_State *L, struct bough_served *served, int *result)
+bool bough_served_last(lua_State *L, struct bough_served *served)
 {
     if (!served->lines || served->serving)
         return false;
@@ -152,7 +161,7 @@ bool bough_served_last(lua_State *L, struct bough_served *served, int *result)
         if (lua_getiuservalue(L, 1, i + 2) == LUA_TSTRING && lua_rawlen(L, -1) > 0) {
             lua_pushnil(L);
             lua_setiuservalue(L, 1, i + 2);
-            *result = call_sink(L, served, i);
+            call_sink(L, served, i);
             return true;
         }
         lua_pop(L, 1);

@@ -15,6 +15,7 @@ struct bough_served {
     struct bough_streams *streams;
     struct bough_cond *changed;
     bool lines;          /* functions get whole lines */
+    size_t at[2];        /* of what has come: how much of it was given away, line by line */
     bool failed;         /* a function has raised */
     bool serving;        /* one waiter at a time calls them */
     lua_KFunction go_on; /* the waiting, with the stack cut to the arguments */
@@ -28,11 +29,10 @@ enum { BOUGH_SERVED_SPEC = 1, BOUGH_SERVED_ERROR = 4, BOUGH_SERVED_VALUES = 4 };
 void bough_served_init(lua_State *L, struct bough_served *served, int spec);
 /* Whether there is something to call. */
 bool bough_served_due(const struct bough_served *served);
-/* Calls it and goes on waiting. */
-int bough_served_call(lua_State *L, struct bough_served *served);
-/* At the end of the streams: whether an unfinished line is left, whose function has to be called: then *result is what
- * to return. */
-bool bough_served_last(lua_State *L, struct bough_served *served, int *result);
+/* Calls it; look again then. Where that has to wait, `go_on` runs in place of what follows the call. */
+void bough_served_call(lua_State *L, struct bough_served *served);
+/* At the end of the streams: has a function called with an unfinished line, if one is left; look again then. */
+bool bough_served_last(lua_State *L, struct bough_served *served);
 bool bough_served_drained(
     const struct bough_served *served); /* no function will be called any more */
 

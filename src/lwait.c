@@ -169,9 +169,14 @@ bool bough_wait_is_private(lua_State *L)
     return task && (task->thread != L || !lua_isyieldable(L));
 }
 
+static bool is_finalizing(lua_State *L, const struct bough_core *core)
+{
+    return core->finalizing > 0 || (!lua_isyieldable(L) && in_finalizer(L));
+}
+
 static void refuse_in_finalizer(lua_State *L, struct bough_core *core)
 {
-    if (core->finalizing > 0 || (!lua_isyieldable(L) && in_finalizer(L)))
+    if (is_finalizing(L, core))
         bough_lerr(L, BOUGH_ERR_state, NULL, "cannot wait in a finaliser (__gc)");
 }
 
@@ -310,7 +315,7 @@ static void dispatch(lua_State *L, struct bough_core *core, const struct bough_p
 static void dispatch_services(lua_State *L, struct bough_core *core, const struct bough_party *self)
 {
     struct bough_loop *loop = core->loop;
-    for (size_t n = bough_loop_service_count(loop); n > 0 && !self->waiter.queued; n--) {
+    for (size_t n = bough_loop_service_count(loop); n > 0 && !(self && self->waiter.queued); n--) {
         struct bough_party *party = (struct bough_party *)bough_loop_next_service(loop);
         if (!party)
             return;
@@ -388,6 +393,16 @@ int bough_wait_until(lua_State *L, struct bough_cond *cond, int64_t until_ns, lu
 int bough_wait(lua_State *L, struct bough_cond *cond, lua_KContext ctx, lua_KFunction k)
 {
     return bough_wait_until(L, cond, NEVER, ctx, k);
+}
+
+void bough_wait_glance(lua_State *L)
+{
+    struct bough_core *core = bough_core(L);
+    bough_loop_poll(core->loop, 0);
+    if (bough_loop_service_count(core->loop) == 0 || is_finalizing(L, core))
+        return;
+    luaL_checkstack(L, 16, "poll");
+    dispatch_services(L, core, NULL);
 }
 
 /* --- what hosts and scripts call ---------------------------------------------------------- */

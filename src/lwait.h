@@ -44,6 +44,10 @@ int bough_wait_until(lua_State *L, struct bough_cond *cond, int64_t until_ns, lu
 /* Whether a wait here would be private: inside a task, but no other task than services can run meanwhile. */
 bool bough_wait_is_private(lua_State *L);
 
+/* Hears what has happened, without waiting: runs the loop once, and services; no other task. Raises nothing but want of
+ * stack. */
+void bough_wait_glance(lua_State *L);
+
 /* Seconds at argument `arg` as an instant of bough_now_ns; INT64_MAX for huge. Raises `invalid` for NaN, for negative
  * and, unless `zero_ok`, for zero. */
 int64_t bough_check_until(lua_State *L, int arg, const char *op, bool zero_ok);

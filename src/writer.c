@@ -80,6 +80,8 @@ static void shut(struct bough_writer *writer)
     writer->at = writer->size = writer->room = 0;
     bough_cond_fire(&writer->changed);
     bough_cond_fire(&writer->moved);
+    if (writer->shut)
+        bough_cond_fire(writer->shut);
     if (writer->ending) {
         writer->ending = false;
         bough_writer_unref(writer);

@@ -33,6 +33,7 @@ struct bough_writer {
     struct bough_cond
         changed; /* fires when there is room, when all is written, at errors and close */
     struct bough_cond moved; /* fires when the line of turns moves */
+    struct bough_cond *shut; /* somebody else's: fires when nothing more goes; NULL */
     struct bough_writer_turn *first, *last_turn;
     char *data; /* queued: [at, at+size) */
     size_t at, size, room;

@@ -32,6 +32,7 @@
 ---@field errno integer?
 ---@field code string? "ENOENT"
 ---@field status integer? HTTP status
+---@field sent boolean? of requests: whether some of it may have reached the host
 ---@field result bough.result? of the command that failed
 ---@field image bough.image? what that command left
 ---@field cause any
@@ -195,6 +196,8 @@ function core.is_terminal(fd) end
 ---@field gid integer
 ---@field mtime number
 ---@field symlink_to string?
+---@field ctime number? not in lists: when content or attributes were changed last
+---@field version string? not in lists: another one when the content is, but for changes in one tick of the clock
 
 --- The host's files, on other threads. All wait; all but `stat` raise by errno.
 ---@class bough.fs
@@ -244,6 +247,25 @@ function job:progress() end
 --- Cancels; does nothing when it is over. Never waits. `<close>` does it too.
 function job:close() end
 
+--- Base64 with padding, without line breaks.
+---@param bytes string
+---@return string
+function core.base64_encode(bytes) end
+--- nil where the text is broken: digits that are none, white space among them, or wrong padding.
+---@param text string
+---@return string?
+function core.base64_decode(text) end
+--- Whether all is printable ASCII, tabs and line ends: bytes 32 to 126, 9, 10 and 13.
+---@param bytes string
+---@return boolean
+function core.is_text(bytes) end
+--- A random uuid (version 4), in lower case.
+---@return string
+function core.uuid() end
+--- The time of day: seconds since the epoch, with a fraction.
+---@return number
+function core.time() end
+
 --- Makes a client for requests over HTTP. All that waits can be cancelled.
 ---@param opts { user_agent: string?, ca_file: string?, max_connections: integer?, verify: boolean? }?
 ---@return bough.http
@@ -254,15 +276,37 @@ function core.http(opts) end
 ---@field method string? default GET, or POST with a body
 ---@field headers table<string, string>?
 ---@field body string|{ path: string, offset: integer?, size: integer? }|nil
----@field sink userdata? a `core.sink`, which takes the content
+---@field sink bough.sink? which takes the content
 ---@field max_bytes integer? of a content in memory; default 16 MiB
----@field follow integer? redirects; default 10
+---@field follow integer? redirects; default 10 for GET and HEAD, 0 for others
+---@field once boolean? never sent a second time: a reused connection that turns out to be dead is an error (transport)
 ---@field timeout number?
 ---@field connect_timeout number?
 ---@field stall_timeout number? without a byte
 ---@field username string?
 ---@field password string?
 ---@field bearer string?
+
+--- A local file that a request's content, or what is written, goes into, with its digest. Waits until it is open.
+---@param path string what is there is lost, unless `resume`
+---@param opts { resume: boolean?, max_bytes: integer? }?
+---@return bough.sink
+function core.sink(path, opts) end
+
+---@class bough.sink
+---@field size integer
+---@field path string
+local sink = {}
+--- Waits for room; the bytes are on their way to the file then. Raises `resource` above max_bytes.
+---@param data string
+---@return bough.sink self
+function sink:write(data) end
+--- Of all that is in the file. Waits.
+---@return string hex
+function sink:sha256() end
+--- Empty again. Waits.
+function sink:reset() end
+function sink:close() end
 
 ---@class bough.http_answer
 ---@field status integer
@@ -301,6 +345,7 @@ function core.open_local(opts) end
 ---@field depth integer?
 ---@field config string? JSON: what the image says about runs, as bough.image_defaults has it
 ---@field result bough.result?
+---@field partial boolean? of a list: only uuid, tag and created_at are sure to be there, `complete` adds the rest
 
 ---@class bough.local the embedded engine as a driver; all methods wait
 ---@field closed boolean
@@ -308,9 +353,13 @@ local driver = {}
 ---@param ref string uuid or tag
 ---@return bough.row?
 function driver:resolve(ref) end
----@param filter table tag, tag_glob, parent, tagged, since, before, limit, offset, oldest_first, brief
+---@param filter table tag, tag_glob, parent, tagged, since, before, limit, offset, oldest_first, brief; lineage: rows
+---  have their parent_uuid
 ---@return bough.row[]
 function driver:list(filter) end
+--- Makes partial rows whole. Only of engines that have such.
+---@param rows bough.row[]
+function driver:complete(rows) end
 function driver:tag(uuid, tag) end
 function driver:untag(uuid) end
 function driver:remove(uuid) end
@@ -319,6 +368,13 @@ function driver:remove(uuid) end
 ---@param opts { tag: string? }
 ---@return bough.job job its result a row
 function driver:import(kind, source, opts) end
+
+--- Has the engine fetch an image from a registry by itself. One that has this can import nothing else, and is not
+--- handed layers.
+---@param reference string as bough.reference takes it
+---@param opts { op: string?, tag: string|false|nil, username: string?, password: string?, timeout: number? } seconds
+---@return bough.job job its result a row
+function driver:import_reference(reference, opts) end
 
 --- Boots a sandbox that hosts processes. Does not wait: what is wrong is told by its `started` and its processes.
 ---@param uuid string
@@ -345,7 +401,7 @@ function sandbox:exec(spec) end
 --- Waits for the end (of one that is not automatic: until it is stopped).
 ---@return bough.row? row of its image, where it left one
 function sandbox:wait() end
----@param opts { tag: string?, command: string? }
+---@param opts { tag: string?, command: string?, config: string? } config: JSON, in place of the parent's
 ---@return bough.row
 function sandbox:commit(opts) end
 --- SIGTERM, and SIGKILL for who is left after that time. Waits until it is sealed.
@@ -427,6 +483,56 @@ function core.pipe(name) end
 ---@param spec table
 ---@return bough.child
 function core.host_exec(spec) end
+
+--- A live process that runs elsewhere, as its two sides: for engines whose processes are no children of this machine.
+--- Does not wait. stdin, stdout, stderr, text and truncate_output_at of the spec mean what they do for any process; all
+--- bytes pass through kernel pipes. Raises what is wrong with the streams, and `unsupported` for `pty`.
+---@param spec table as `options.spec` gives it
+---@return bough.child child the caller's
+---@return bough.peer peer the engine's; neither keeps the other alive
+function core.child(spec) end
+
+--- Whoever runs the command for a `core.child`. One that goes (`<close>`, the collector) without having told of the end
+--- has lost the process: the child fails with `closed`. Services hold it in a `<close>` variable.
+---@class bough.peer
+---@field stdin bough.reader? what the command is to read; nil: nothing. The same each time, as are the others
+---@field stdout bough.writer? where its output goes; nil: nobody wants it
+---@field stderr bough.writer? the same object as stdout where they are joined
+---@field kept_stdout boolean the caller reads it himself: it may go on after `finish`, until the peer closes it; only
+---  then is the process over for its caller, as a command's output is in the pipe when it has ended
+---@field kept_stderr boolean
+---@field given_up boolean nobody wants what the command does: it is to be killed, and `finish` told
+---@field over boolean after `finish` or `fail`
+local peer = {}
+--- The command runs. Twice does nothing.
+---@param pid integer?
+function peer:started(pid) end
+--- The command is over. Never waits: what is not kept must have been flushed before, else this raises `state` (not when
+--- it was given up) and may be called again. Closes stdin and what is not kept. After an end it does nothing.
+---@param result { exit_code: integer?, signal: integer?, timed_out: boolean?, oom: boolean?, elapsed_time: number?,
+---  user_time: number?, system_time: number?, max_rss: integer?, stdout_dropped: integer?, stderr_dropped: integer? }
+---  exit_code: needed unless there is a signal or timed_out; dropped: bytes that have not even come here
+function peer:finish(result) end
+--- It could not be started or was lost: `started` (before `peer:started`) and `wait` of the child raise this very value.
+--- Closes all streams, after what is queued. After an end it does nothing.
+---@param problem bough.error whatever else becomes the `cause` of one of kind `api`
+function peer:fail(problem) end
+--- There is more of this stream, and it does not come here: the caller who reads it himself gets the error after what
+--- was written so far, in place of its end. False where he does not read it, or another process does: then the error
+--- belongs to the process. Never waits: flush before, else this raises `state`. Closes the peer's end.
+---@param stream "stdout"|"stderr"
+---@param problem bough.error its kind and message are told
+---@return boolean told
+function peer:cut(stream, problem) end
+--- What is wished next. Nothing when `seconds` have passed first, and after the end. A signal that was not taken yet does
+--- not come twice; "close", that the child was given up, comes once, and nothing after it. Waits.
+---@param seconds number?
+---@return "signal"|"close"|nil wish
+---@return integer? number of the signal
+---@return "group"|"tree"|nil scope
+function peer:next(seconds) end
+--- Lets go: without an end told, the process is lost. Never waits. Twice does nothing.
+function peer:close() end
 
 ---@class bough.process_handle what an engine gives for a live process: userdata, or a Lua table with these methods
 ---@field over boolean it has ended: `wait(0)` gives the result, or raises, without waiting
@@ -560,12 +666,16 @@ function driver:open(uuid, path) end
 --- A regular file to a local path where nothing is.
 ---@return bough.job job its result { bytes }
 function driver:save(uuid, path, destination) end
+--- Iterates over a tar archive of a file or a tree. Waits for its beginning. Where it is missing, `look` with "pack"
+--- makes archives.
+---@return fun(): string?
+function driver:archive(uuid, path) end
 --- A tree into an empty local directory.
 ---@return bough.job job its result { bytes, files, skipped }
 function driver:extract(uuid, path, directory) end
 --- Looks through a tree, as bough-look does with these arguments.
 ---@param uuid string
----@param args string[] "list", "grep" or "diff" and options
+---@param args string[] "list", "grep", "diff" or "pack" and options
 ---@param opts { other: string? }? for diff: the other image
 ---@return bough.look
 function driver:look(uuid, args, opts) end
@@ -609,8 +719,8 @@ function blob_stream:close() end
 
 ---@class bough.look
 local look = {}
---- The next records, nil behind the last. Waits. Raises what stopped it.
----@return table[]?
+--- The next records (of "pack": pieces of the archive), nil behind the last. Waits. Raises what stopped it.
+---@return (table|string)[]?
 function look:next() end
 --- Three counts, after the end.
 ---@return integer
@@ -719,6 +829,9 @@ function session:walk(path) end
 ---@param path string
 ---@return fun(): string?
 function session:stream(path) end
+---@param path string?
+---@return fun(): string?
+function session:archive(path) end
 ---@param source string
 ---@param destination string?
 ---@param opts { on_progress: function? }?
