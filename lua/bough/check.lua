@@ -111,10 +111,10 @@ end
 
 --- Seconds, fractional; math.huge (returned as it is) means no limit.
 ---@return number?
-function M.timeout(value, op)
+function M.timeout(value, op, name)
   if value == nil then return nil end
   if type(value) ~= "number" or value ~= value or value <= 0 then
-    raise("invalid", op, "timeout must be a positive number of seconds, got %s", quote(value))
+    raise("invalid", op, "%s must be a positive number of seconds, got %s", name or "timeout", quote(value))
   end
   return value + 0.0
 end

@@ -1,6 +1,8 @@
 --- What an image says about runs that do not say it themselves: environment, directory, user, command.
 -- It comes from whoever made the image; what makes no sense is left out.
 
+local check = require "bough.check"
+local errors = require "bough.error"
 local json = require "bough.json"
 
 local M = {}
@@ -64,6 +66,33 @@ function M.read(text)
   given.entrypoint = words(given.entrypoint)
   given.cmd = words(given.cmd)
   return given
+end
+
+local keys = {
+  "env", "cwd", "user", "entrypoint", "cmd", "labels", "exposed_ports", "architecture", "variant", "os",
+}
+
+--- Writes what `read` reads. Raises `invalid`.
+---@param given bough.image_defaults
+---@param op string
+---@return string text JSON
+function M.write(given, op)
+  if type(given) ~= "table" then
+    errors.raise("invalid", op, "config must be a table as image.config is, got %s", errors.quote(given))
+  end
+  local all = {}
+  for name, value in pairs(errors.check_keys(op, given, keys)) do all[name] = value end
+  local env = {}
+  for name, value in pairs(check.env(given.env, op) or {}) do
+    if value then env[#env + 1] = name .. "=" .. value end
+  end
+  table.sort(env)
+  all.env = env[1] and env or nil
+  all.cwd, all.user = check.cwd(given.cwd, op), check.user(given.user, op)
+  for _, name in ipairs { "entrypoint", "cmd" } do
+    all[name] = check.strings(given[name], op, "config." .. name)
+  end
+  return json.write(all)
 end
 
 return M

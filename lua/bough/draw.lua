@@ -43,8 +43,8 @@ end
 
 --- Draws rows, which are in order of their age, as the forest that their parents make of them.
 ---@param rows bough.row[]
----@param opts { root: string?, max: number, ascii: boolean? } root: uuid of the image to begin with; max:
----  lines
+---@param opts { root: string?, max: number, ascii: boolean?, complete: fun(rows: bough.row[])? } root: uuid of the
+---  image to begin with; max: lines; complete: called with the rows that will be drawn
 ---@return string
 function M.tree(rows, opts)
   local signs = opts.ascii and plain or unicode
@@ -55,11 +55,11 @@ function M.tree(rows, opts)
       if row.uuid == opts.root then roots[1] = row end
     end
   end
-  local lines, pending = {}, {} -- pending: a stack of what is still to draw, with the margin of its children
+  local lines, drawn, pending = {}, {}, {} -- pending: a stack of what is still to draw, with the margin of its children
   for i = #roots, 1, -1 do pending[#pending + 1] = { row = roots[i], lead = "", margin = "" } end
   while #pending > 0 and #lines < opts.max do
     local node = table.remove(pending)
-    lines[#lines + 1] = node.lead .. describe(node.row)
+    lines[#lines + 1], drawn[#drawn + 1] = node.lead, node.row
     local below = children[node.row.uuid] or {}
     for i = #below, 1, -1 do
       local is_last = i == #below
@@ -70,6 +70,8 @@ function M.tree(rows, opts)
       }
     end
   end
+  if opts.complete then opts.complete(drawn) end
+  for i, row in ipairs(drawn) do lines[i] = lines[i] .. describe(row) end
   if #pending > 0 then
     local left = 0
     while #pending > 0 do

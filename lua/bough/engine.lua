@@ -52,7 +52,12 @@ M.schemes["local"] = function(rest, opts)
   }
 end
 
-local planned = { contree = true, docker = true, podman = true }
+-- Over HTTP: loaded with the first that is opened.
+for _, scheme in ipairs { "contree", "https", "http" } do
+  M.schemes[scheme] = function(rest, opts) return require("bough.contree").open(scheme, rest, opts) end
+end
+
+local planned = { docker = true, podman = true }
 
 -- What the objects of one engine share.
 ---@class bough.context
@@ -97,8 +102,9 @@ function methods:session(ref, defaults)
 end
 
 --- What the engine is and has: sizes, limits in force, ... Waits.
+---@param opts table? of engines over HTTP: { refresh = true } asks again for what is remembered
 ---@return table
-function methods:info() return context_of(self, "info"):handle("info"):info() end
+function methods:info(opts) return context_of(self, "info"):handle("info"):info(opts) end
 
 -- The images that live sessions stand on or could go back to, and those that commands run in.
 local function in_use(context)
@@ -154,8 +160,11 @@ function methods:tree(opts)
   local max = check.count(opts.max, "tree", "max", 1) or 500
   if check.boolean(opts.all, "tree", "all") then max = math.huge end
   local root = opts.root ~= nil and uuid_of(context, opts.root, "tree") or nil
-  local rows = handle:list { brief = true, oldest_first = true }
-  return draw.tree(rows, { root = root, max = max, ascii = check.boolean(opts.ascii, "tree", "ascii") })
+  local rows = handle:list { brief = true, oldest_first = true, lineage = true }
+  return draw.tree(rows, {
+    root = root, max = max, ascii = check.boolean(opts.ascii, "tree", "ascii"),
+    complete = handle.complete and function(drawn) handle:complete(drawn) end,
+  })
 end
 
 -- Those that nothing was made from: what they stand on, all others stand on too.
@@ -182,6 +191,7 @@ function methods:compact(ref, opts)
   opts = errors.check_keys("compact", opts, { "on_progress" })
   local on_progress = check.callback(opts.on_progress, "compact", "on_progress")
   local handle = context:handle("compact")
+  if handle.never_compacts then raise("unsupported", "compact", "%s", handle.never_compacts) end
   if not handle.compact then return { merged = 0 } end
   local uuids = ref == nil and leaves(handle) or { uuid_of(context, ref, "compact") }
   local merged = 0
@@ -258,7 +268,8 @@ local function scheme_list()
 end
 
 --- Opens an engine. Waits.
----@param url string|table|nil nil, "local", "local:///store" or a path: the embedded one; a table: options
+---@param url string|table|nil nil, "local", "local:///store" or a path: the embedded one; a table: options for that;
+---  "contree://", "contree://profile", "https://host/path": a ConTree service (contree.lua has the options)
 ---@param opts { home: string?, keeper: string?, spare: integer?, limits: table? }? home: where the store is;
 ---  keeper: path of bough-keeper; spare: sandboxes kept ready; limits: for runs that give none
 ---@return bough.engine

@@ -84,10 +84,22 @@ end
 
 local heavy = { result = true, stdout = true, stderr = true } -- what a brief row lacks
 
+local bare = { uuid = true, tag = true, created_at = true } -- what a partial row has
+
+-- The row; a partial one is made whole when it lacks what is asked for.
+local function row_with(data, name)
+  local row = data.row
+  if not row.partial or row[name] ~= nil or bare[name] then return row end
+  data.context:handle("image." .. name):complete { row }
+  data.state = row.result and "succeeded" or "pulled"
+  return row
+end
+
 local function result_of(data, name)
   if data.state == "executing" then
     raise("state", nil, "image.%s: the run has not finished: call wait() first", name)
   end
+  row_with(data, "result")
   if data.brief and heavy[name] then
     local row = data.context:handle("image." .. name):resolve(data.row.uuid)
     if not row then
@@ -107,14 +119,17 @@ local function result_of(data, name)
 end
 
 for _, name in ipairs { "uuid", "tag", "parent_uuid", "created_at", "origin", "command", "size", "depth" } do
-  fields[name] = function(data) return data.row[name] end
+  fields[name] = function(data) return row_with(data, name)[name] end
 end
 for _, name in ipairs { "exit_code", "signal", "timed_out", "stdout", "stderr", "elapsed_time", "ok" } do
   fields[name] = function(data) return result_of(data, name)[name] end
 end
 function fields.result(data) return copy(result_of(data, "result")) end
 function fields.cached(data) return data.cached end
-function fields.state(data) return data.state end
+function fields.state(data)
+  row_with(data, "result")
+  return data.state
+end
 -- of one whose sandbox hosts live processes: the last that anybody wants has ended, its image is in the making
 function fields.settling(data)
   local sandbox = data.state == "executing" and data.sandbox
@@ -145,7 +160,7 @@ end
 --- Makes an image object from an engine's row.
 ---@param context bough.context
 ---@param row table
----@param brief boolean? the row lacks outputs: they are fetched when asked for
+---@param brief boolean? the row lacks outputs: they are fetched when asked for, as is what a row with `partial` lacks
 ---@return bough.image
 function M.new(context, row, brief)
   return new(context, {
@@ -391,7 +406,8 @@ end
 ---@return bough.image?
 function methods:parent()
   local handle, _, data = located(self, "parent")
-  local row = data.row.parent_uuid and handle:resolve(data.row.parent_uuid)
+  local parent = row_with(data, "parent_uuid").parent_uuid
+  local row = parent and handle:resolve(parent)
   return row and M.new(data.context, row) or nil
 end
 
@@ -583,7 +599,7 @@ function meta:__pairs()
   local data = rawget(self, DATA)
   local shown = {}
   for name, field in pairs(fields) do
-    if not (data.brief and heavy[name]) then
+    if not (data.brief and heavy[name]) and (bare[name] or not data.row.partial) then
       local good, value = pcall(field, data)
       if good then shown[name] = value end
     end

@@ -23,13 +23,18 @@ local methods = {}
 ---@class bough.filter
 ---@field tag string? exact, or with * and ? a pattern
 ---@field tagged boolean? only images that have a tag
+---@field first string? the image with this tag comes before all others
+---@field uuid string? how the uuid begins
 ---@field parent string|bough.image|nil children of this image
 ---@field since number|string|{ ago: number }|nil from this time on: seconds since the epoch, or back from now
 ---@field before number|string|{ ago: number }|nil before this time
 ---@field number number? how many at most, newest first; default 100, math.huge for all
+---@field offset integer? so many are left out at the beginning
 ---@field oldest_first boolean?
 
-local filter_keys = { "tag", "tagged", "parent", "since", "before", "until", "number", "oldest_first" }
+local filter_keys = {
+  "tag", "tagged", "first", "uuid", "parent", "since", "before", "until", "number", "offset", "oldest_first",
+}
 
 local function context_of(self, op)
   local context = type(self) == "table" and rawget(self, CONTEXT)
@@ -57,6 +62,14 @@ local function checked(filter, op)
     local tag = check.tag(filter.tag, op)
     row_filter[tag:find("[*?]") and "tag_glob" or "tag"] = tag
   end
+  row_filter.tag_first = check.tag(filter.first, op)
+  local uuid = filter.uuid
+  if uuid ~= nil then
+    if type(uuid) ~= "string" or #uuid > 36 or uuid:find "[^%x-]" then
+      raise("invalid", op, "uuid must be the beginning of one, got %s", quote(uuid))
+    end
+    row_filter.uuid_prefix = uuid:lower()
+  end
   local parent = filter.parent
   if image.is(parent) then parent = parent.uuid end
   if parent ~= nil then
@@ -74,6 +87,8 @@ local function checked(filter, op)
     end
     number = whole
   end
+  row_filter.offset = check.count(filter.offset, op, "offset", 0)
+  if row_filter.offset == math.huge then raise("invalid", op, "offset must be a whole number") end
   return row_filter, number
 end
 
@@ -98,15 +113,17 @@ function methods:iter(filter)
   local row_filter, number = checked(filter, "iter")
   if filter == nil or filter.number == nil then number = math.huge end
   local rows, at, given, finished = {}, 0, 0, false
+  local offset = row_filter.offset or 0
   return function()
     if given >= number then return nil end
     at = at + 1
     if rows[at] == nil then
       if finished then return nil end
-      row_filter.limit, row_filter.offset = PAGE, given
+      row_filter.limit, row_filter.offset = PAGE, offset + given
       rows, at = context:handle("iter"):list(row_filter), 1
       finished = #rows < PAGE
-      if given == 0 and rows[1] and not row_filter.before and not row_filter.oldest_first then
+      if given == 0 and offset == 0 and rows[1] and not row_filter.before and not row_filter.oldest_first
+        and not row_filter.tag_first then
         row_filter.before = rows[1].created_at + 1e-6 -- what comes later would shift the pages
       end
       if rows[1] == nil then return nil end
@@ -150,20 +167,23 @@ function methods:get(ref)
 end
 
 ---@class bough.import_options
----@field tag string? default for images from a registry: the name they have there
+---@field tag (string|false)? default for images from a registry: the name they have there; false: none
 ---@field max_bytes (integer|string)? larger trees raise `resource`; of layers, those count that have to be
 ---  unpacked, not those that the store has already
 ---@field max_files integer? trees of more files raise `resource`; of layers, as with max_bytes
 ---@field format string? what the path holds, where that is not to be found out: "directory", "tarball",
----  "oci", "oci-archive", "docker-archive"
+---  "oci", "oci-archive", "docker-archive"; "registry": it is no path but a name in a registry
 ---@field platform string? "linux/arm64": of an image for several, this one, instead of this machine's
 ---@field username string? for a registry; default: what `docker login` stored
 ---@field password string?
+---@field anonymous boolean? without username and password, and without what `docker login` stored
 ---@field insecure boolean? a registry without TLS, or with a certificate that nobody vouches for
+---@field timeout number? seconds, for all of it
 ---@field on_progress fun(event: bough.progress_event)?
 
 local import_keys = {
-  "tag", "max_bytes", "max_files", "format", "platform", "username", "password", "insecure", "on_progress",
+  "tag", "max_bytes", "max_files", "format", "platform", "username", "password", "anonymous", "insecure",
+  "timeout", "on_progress",
 }
 local use_keys = { "strict", table.unpack(import_keys) }
 
@@ -181,18 +201,22 @@ local function import_options(opts, op, known)
     raise("invalid", op, "max_files must be a positive integer, got %s", quote(max_files))
   end
   local all = {
-    op = op, tag = check.tag(opts.tag, op),
+    op = op, tag = opts.tag and check.tag(opts.tag, op),
     max_bytes = opts.max_bytes ~= nil and check.size(opts.max_bytes, op, "max_bytes", 1) or nil,
     max_files = max_files, format = opts.format,
     platform = opts.platform ~= nil and platform.parse(opts.platform, op) or nil,
     username = credential(opts.username, op, "username"),
     password = credential(opts.password, op, "password"),
+    anonymous = check.boolean(opts.anonymous, op, "anonymous"),
     insecure = check.boolean(opts.insecure, op, "insecure"),
+    timeout = check.timeout(opts.timeout, op),
     on_progress = check.foreign(check.callback(opts.on_progress, op, "on_progress")),
   }
   if (all.username == nil) ~= (all.password == nil) then
     raise("invalid", op, "username and password go together: %s is missing",
       all.username and "password" or "username")
+  elseif all.username and all.anonymous then
+    raise("invalid", op, "username and anonymous exclude each other")
   end
   return all
 end
@@ -201,7 +225,7 @@ end
 local function check_meaning(name, opts, op)
   local kind = name.kind
   if kind ~= "registry" then
-    for _, key in ipairs { "username", "insecure" } do
+    for _, key in ipairs { "username", "anonymous", "insecure" } do
       if opts[key] then raise("invalid", op, "%s: %s is no registry", key, quote(name.text)) end
     end
   end
@@ -214,13 +238,22 @@ end
 local function busybox(context, handle, opts)
   local job <close> = handle:import("busybox", nil, {}) -- until it is closed, no gc takes its image
   local row = progress.follow(job, opts.on_progress, { op = "import", item = "busybox" })
-  return image.new(context, row):run { "/bin/busybox", "--install", "-s", tag = opts.tag, check = true }
+  return image.new(context, row):run { "/bin/busybox", "--install", "-s", tag = opts.tag or nil, check = true }
+end
+
+local function bring_now(context, handle, name, opts)
+  if name.kind == "busybox" then return busybox(context, handle, opts) end
+  return image.new(context, source.bring(handle, name, opts))
 end
 
 local function bring(context, handle, name, opts)
   check_meaning(name, opts, opts.op)
-  if name.kind == "busybox" then return busybox(context, handle, opts) end
-  return image.new(context, source.bring(handle, name, opts))
+  local timeout = opts.timeout
+  -- one that fetches images itself keeps the time itself
+  if not timeout or timeout == math.huge or handle.import_reference then
+    return bring_now(context, handle, name, opts)
+  end
+  return core.deadline(timeout, bring_now, context, handle, name, opts)
 end
 
 --- Brings an image in: `"busybox"` (the machine's own); a directory or a tarball with a root file system
@@ -243,7 +276,7 @@ function methods:import(text, opts)
   local handle = context:handle("import")
   local name, trouble = source.find(text, "import", opts.format)
   if not name then source.missing(text, "import", trouble) end
-  opts.tag = opts.tag or source.own_tag(name, "import")
+  if opts.tag == nil then opts.tag = source.own_tag(name, "import") end
   return bring(context, handle, name, opts)
 end
 
@@ -279,6 +312,10 @@ function methods:use(ref, opts)
   if tag and tag ~= ref then row = handle:resolve(tag) end
   if row then return image.new(context, row) end
   if strict or not name then missing(handle, ref, "use") end
+  if name.kind == "busybox" and handle.import_reference then
+    raise("not_found", "use", "no image %s, and this engine makes none: images:import(%s, { tag = %s }) brings it",
+      quote(tag), quote "docker.io/library/busybox", quote(tag))
+  end
   local _ <close> = context.importing:acquire()
   row = handle:resolve(tag or ref)
   if row then return image.new(context, row) end

@@ -121,6 +121,19 @@ function methods:stat(path)
   return search.stat(self, handle, uuid, image_path(path, "stat"))
 end
 
+--- Iterates over a tar archive (POSIX, pax) of a file or a tree, in chunks, with flat memory: owners, times, hard
+--- links and extended attributes are kept, sockets stay behind. Names are those in the image without the "/" in
+--- front, "etc/hosts"; the root has no entry of its own. Leaving the loop ends it. Waits.
+---@param path string? default "/"
+---@return fun(): string?
+function methods:archive(path)
+  local handle, uuid = located(self, "archive")
+  path = image_path(path or "/", "archive")
+  if handle.archive then return handle:archive(uuid, path) end
+  if not handle.look then raise("unsupported", "archive", "this engine cannot make archives yet") end
+  return search.archive(handle, uuid, path)
+end
+
 ---@class bough.find_options
 ---@field path string? where to begin; default "/"
 ---@field name string|string[]|nil patterns for names: "*.conf"
@@ -163,17 +176,20 @@ end
 ---@field context integer? both
 ---@field max_count integer? matching lines in each file
 ---@field max_total integer? matching lines in all; default 10000, math.huge for all
+---@field max_bytes (integer|string)? bytes of lines in all
+---@field seconds number? the search ends after that time, as if a limit had stopped it
 
 --- Searches files for regular expressions (PCRE2; any of several). Binary files are passed over. Waits.
 ---@param pattern string|string[]
 ---@param opts bough.grep_options?
----@return { matches: bough.match[], truncated: boolean, files: integer } found truncated: a limit
----  stopped it, so there may be more; files: how many were searched
+---@return { matches: bough.match[], truncated: boolean, files: integer? } found truncated: a limit stopped
+---  it, so there may be more; files: how many were searched, nil when time or max_bytes
+---  ended it
 function methods:grep(pattern, opts)
   local handle, uuid = located(self, "grep")
-  local args = search.grep_args(pattern, opts, function(path) return image_path(path, "grep") end, "grep")
+  local args, bounds = search.grep_args(pattern, opts, function(path) return image_path(path, "grep") end, "grep")
   if not handle.look then raise("unsupported", "grep", "this engine cannot search in images yet") end
-  return search.grep(handle, uuid, args)
+  return search.grep(handle, uuid, args, bounds)
 end
 
 --- What this image has that another one has not (added), has otherwise (changed), or lacks (deleted): what

@@ -5,6 +5,7 @@
 
 local core = require "bough.core"
 local check = require "bough.check"
+local defaults = require "bough.defaults"
 local errors = require "bough.error"
 local live = require "bough.live"
 local options = require "bough.options"
@@ -59,16 +60,18 @@ methods.popen = methods.exec
 --- the image is of one moment: every write(2) that had returned is in it, and nothing that a program still holds in its
 --- own memory. The instance goes on, and the next commit has the same parent: the image it was booted from. After
 --- `stop`: the final state, and again the same image. Waits.
----@param opts { tag: string?, command: string? }? command: what made it, for people
+---@param opts { tag: string?, command: string?, config: bough.image_defaults? }? command: what made it, for people;
+---  config: what the image says about runs, in place of what the one it was booted from says
 ---@return bough.image
 function methods:commit(opts)
   local part = part_of(self, "commit")
-  opts = errors.check_keys("commit", opts, { "tag", "command" })
+  opts = errors.check_keys("commit", opts, { "tag", "command", "config" })
   local tag = check.tag(opts.tag, "commit")
   if opts.command ~= nil and type(opts.command) ~= "string" then
     raise("invalid", "commit", "command must be a string, got %s", quote(opts.command))
   end
-  local image = part.wrap(part.handle:commit { tag = tag, command = opts.command })
+  local config = opts.config ~= nil and defaults.write(opts.config, "commit") or nil
+  local image = part.wrap(part.handle:commit { tag = tag, command = opts.command, config = config })
   if tag and image.tag ~= tag then image = image:tag_as(tag) end
   return image
 end

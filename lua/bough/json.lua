@@ -16,6 +16,13 @@ codec.decode_invalid_numbers(false)
 --- What `null` becomes, and what is written as `null`.
 M.null = cjson.null
 
+local array = { __name = "json.array", __array = true } -- bough.httpd too looks for `__array`
+
+--- Marks a table as an array, which an empty one does not show by itself.
+---@param value table? default: a fresh one
+---@return table value
+function M.array(value) return setmetatable(value or {}, array) end
+
 --- How long a document may be.
 M.most_bytes = MOST_BYTES
 
@@ -65,7 +72,8 @@ local function put(out, value)
     out[#out + 1] = math.tointeger(value) and ("%d"):format(math.tointeger(value)) or ("%.14g"):format(value)
   elseif kind == "boolean" then
     out[#out + 1] = tostring(value)
-  elseif value[1] ~= nil then
+  elseif value[1] ~= nil or getmetatable(value) == array then
+    if value[1] == nil then out[#out + 1] = "[" end
     for i, item in ipairs(value) do
       out[#out + 1] = i == 1 and "[" or ","
       put(out, item)
@@ -86,7 +94,7 @@ local function put(out, value)
   end
 end
 
---- Writes a value: names sorted, no blanks. A table with `[1]` is an array, any other an object.
+--- Writes a value: names sorted, no blanks. A table with `[1]` or of `M.array` is an array, any other an object.
 ---@param value any
 ---@return string
 function M.write(value)

@@ -30,6 +30,7 @@ local ACCEPT = table.concat({
 ---@class bough.registry_options
 ---@field username string? with `password`; default: what docker's config.json has
 ---@field password string?
+---@field anonymous boolean? docker's config.json is not looked at
 ---@field platform (bough.platform|string)? default: this machine's
 ---@field insecure boolean? certificates are not checked, and a registry without TLS will do
 ---@field max_bytes integer? of all layers, as they travel
@@ -39,7 +40,7 @@ local ACCEPT = table.concat({
 ---@field stall_timeout number? seconds for which a registry may be silent, 30
 
 local known_options = {
-  "username", "password", "platform", "insecure", "max_bytes", "http", "op", "retry_delay",
+  "username", "password", "anonymous", "platform", "insecure", "max_bytes", "http", "op", "retry_delay",
   "stall_timeout", "dir", "on_progress",
 }
 
@@ -153,7 +154,8 @@ function M.resolve(ref, opts)
   local good, problem = pcall(function()
     local session = registry_session.open(ref, {
       op = op, client = opts.http or self.own_client, username = opts.username, password = opts.password,
-      insecure = opts.insecure, retry_delay = opts.retry_delay, stall_timeout = opts.stall_timeout,
+      anonymous = opts.anonymous, insecure = opts.insecure, retry_delay = opts.retry_delay,
+      stall_timeout = opts.stall_timeout,
     })
     self.session = session
     local expected = ref.digest and { digest = ref.digest } or nil

@@ -29,8 +29,8 @@ end
 
 --- Opens a session; asks nobody anything yet.
 ---@param ref bough.reference
----@param opts { op: string?, client: bough.http, username: string?, password: string?, insecure: boolean?,
----  retry_delay: number?, stall_timeout: number? }
+---@param opts { op: string?, client: bough.http, username: string?, password: string?, anonymous: boolean?,
+---  insecure: boolean?, retry_delay: number?, stall_timeout: number? }
 ---@return bough.registry_session
 function M.open(ref, opts)
   local schemes, bases = { "https" }, {}
@@ -42,7 +42,8 @@ function M.open(ref, opts)
   for i, scheme in ipairs(schemes) do bases[i] = ("%s://%s"):format(scheme, ref.registry) end
   local given = opts.username and { username = opts.username, password = opts.password } or nil
   return setmetatable({
-    ref = ref, op = opts.op, client = opts.client, given = given, insecure = opts.insecure,
+    ref = ref, op = opts.op, client = opts.client, given = given, anonymous = opts.anonymous,
+    insecure = opts.insecure,
     delay = opts.retry_delay or 0.5, stall_timeout = opts.stall_timeout,
     base = table.remove(bases, 1), bases = bases,
   }, session_meta)
@@ -134,7 +135,7 @@ end
 function session:credentials()
   if not self.looked then
     self.looked = true
-    self.known = self.given or docker_config.find(self.ref.domain, self.op)
+    self.known = self.given or not self.anonymous and docker_config.find(self.ref.domain, self.op) or nil
     if self.known and self.known.helper then
       self.helper, self.known = self.known.helper, nil
     end

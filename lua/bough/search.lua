@@ -4,6 +4,7 @@
 -- directory by directory.
 
 local check = require "bough.check"
+local core = require "bough.core"
 local entry = require "bough.entry"
 local errors = require "bough.error"
 local glob = require "bough.glob"
@@ -160,6 +161,25 @@ function M.filter(given, op)
   }, wanted
 end
 
+--- The bytes of an archive. What is wrong with the path is raised here. Waits.
+---@param handle table|userdata
+---@param uuid string
+---@param path string
+---@return fun(): string?
+function M.archive(handle, uuid, path)
+  local next_piece, stop = records(handle:look(uuid, { "pack", "--path", path }))
+  local good, first = pcall(next_piece)
+  if not good then
+    stop()
+    error(first, 0)
+  end
+  return function()
+    local piece = first
+    first = nil
+    return piece or check.named("archive", next_piece)
+  end, nil, nil, closer(stop)
+end
+
 --- Collects what a filter wants. Waits.
 ---@return bough.entry[]
 function M.find(image, handle, uuid, path, opts, wanted)
@@ -224,7 +244,8 @@ end
 -- -- grep --------------------------------------------------------------------------------------------
 
 local grep_keys = {
-  "path", "glob", "fixed", "case", "before", "after", "context", "max_count", "max_total",
+  "path", "glob", "fixed", "case", "before", "after", "context", "max_count", "max_total", "max_bytes",
+  "seconds",
 }
 
 ---@class bough.match
@@ -233,6 +254,7 @@ local grep_keys = {
 ---@field line_number integer from 1
 ---@field line string without its newline; very long ones are cut
 ---@field length integer of the whole line
+---@field unended boolean? it is its file's last line, and no newline ends it
 ---@field offset integer of the line in its file
 ---@field submatches integer[][]? { first, last } of each match in the line
 
@@ -262,6 +284,7 @@ end
 ---@param resolve fun(path: any): string makes paths absolute
 ---@param op string
 ---@return string[] args
+---@return { seconds: number?, max_bytes: number } bounds
 function M.grep_args(pattern, given, resolve, op)
   given = errors.check_keys(op, given, grep_keys)
   local patterns = check.strings(pattern, op, "the pattern")
@@ -290,17 +313,38 @@ function M.grep_args(pattern, given, resolve, op)
   if max_count and max_count ~= math.huge then add("--max-count", ("%d"):format(max_count)) end
   local max_total = check.count(given.max_total, op, "max_total", 1) or MATCHES
   if max_total ~= math.huge then add("--max-total", ("%d"):format(max_total)) end
-  return args
+  local max_bytes = given.max_bytes ~= nil and check.size(given.max_bytes, op, "max_bytes", 1) or math.huge
+  return args, { seconds = check.timeout(given.seconds, op, "seconds"), max_bytes = max_bytes }
 end
 
 --- Runs a search. Waits.
----@return { matches: bough.match[], truncated: boolean, files: integer }
-function M.grep(handle, uuid, args)
+---@param bounds { seconds: number?, max_bytes: number }
+---@return { matches: bough.match[], truncated: boolean, files: integer? }
+function M.grep(handle, uuid, args, bounds)
   local look = handle:look(uuid, args)
   local next_record, stop = records(look)
   local _ <close> = closer(stop)
-  local matches = {}
-  for record in next_record do matches[#matches + 1] = setmetatable(record, match_meta) end
+  local matches, bytes = {}, 0
+  local function collect()
+    for record in next_record do
+      bytes = bytes + #record.line
+      if bytes > bounds.max_bytes then return false end
+      matches[#matches + 1] = setmetatable(record, match_meta)
+    end
+    return true
+  end
+  local whole
+  local seconds = bounds.seconds or math.huge
+  if seconds < math.huge then
+    local over = core.now() + seconds
+    local good, result = pcall(core.deadline, seconds, collect)
+    -- a deadline of the caller's is not ours
+    if not good and (core.now() < over or not errors.is(result, "timeout")) then error(result, 0) end
+    whole = good and result
+  else
+    whole = collect()
+  end
+  if not whole then return { matches = matches, truncated = true } end
   local _, truncated, files = look:numbers()
   return { matches = matches, truncated = truncated == 1, files = files }
 end

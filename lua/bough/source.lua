@@ -16,7 +16,7 @@ local M = {}
 
 local raise, quote = errors.raise, errors.quote
 
-local formats = { "directory", "tarball", "oci", "oci-archive", "docker-archive" }
+local formats = { "directory", "tarball", "oci", "oci-archive", "docker-archive", "registry" }
 
 ---@class bough.source_name
 ---@field kind "busybox"|"directory"|"tarball"|"compressed"|"oci"|"oci-archive"|"docker-directory"
@@ -52,6 +52,10 @@ end
 
 local function explicit(text, path, kind, op)
   local ref
+  if kind == "registry" then
+    reference.parse(text, op)
+    return { kind = kind, text = text }
+  end
   path, ref = split(path)
   local there, trouble = path_kind(path)
   if there == "directory" and kind == "docker-archive" then
@@ -128,7 +132,7 @@ local function follow(name, opts, op, start)
   end)
   if good then return result, job end
   if errors.is(result) and result.op == "import" then
-    local own = name.path .. ": "
+    local own = (name.path or name.text) .. ": "
     if result.message:sub(1, #own) == own then result.message = result.message:sub(#own + 1) end
     result.message = result.message:gsub("^copy: ", ""):gsub("^(copy .*: )copy: ", "%1")
   end
@@ -193,7 +197,7 @@ end
 local function from_registry(handle, name, opts)
   local found <close> = registry.resolve(name.text, {
     op = opts.op, platform = opts.platform, username = opts.username, password = opts.password,
-    insecure = opts.insecure, max_bytes = travelling(opts.max_bytes),
+    anonymous = opts.anonymous, insecure = opts.insecure, max_bytes = travelling(opts.max_bytes),
   })
   local source = { config = found.config, layers = found.layers }
   function source.get(_, i, directory, on_bytes)
@@ -204,13 +208,20 @@ local function from_registry(handle, name, opts)
   return bring.image(handle, source, opts)
 end
 
+-- By an engine that fetches images itself, and has no other way to get any.
+local function by_reference(handle, name, opts)
+  if name.kind ~= "registry" then return (tree(handle, name.kind, name, opts)) end
+  return (follow(name, opts, "import", function() return handle:import_reference(name.text, opts) end))
+end
+
 --- Makes an image of what `M.find` found. Waits.
 ---@param handle bough.local
 ---@param name bough.source_name any but busybox
----@param opts table op, tag, max_bytes, max_files, platform, username, password, insecure, on_progress
+---@param opts table op, tag, max_bytes, max_files, platform, username, password, insecure, timeout, on_progress
 ---@return bough.row
 function M.bring(handle, name, opts)
   local kind = name.kind
+  if handle.import_reference then return by_reference(handle, name, opts) end
   if kind == "directory" then return (tree(handle, "directory", name, opts)) end
   if kind == "tarball" or (kind == "compressed" and handle.add_layer == nil) then
     return (tree(handle, "archive", name, opts))

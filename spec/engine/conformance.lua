@@ -12,6 +12,11 @@
 --   unbounded   output of any size comes through, as slowly as it is read
 --   trees       what a process started is killed with it, though it has left its group
 --   remains     what descendants write after the end of a process is read
+--   flushes     `flush` waits until the command's own pipe has it
+--   bytes       names and values in the environment may be any bytes
+--   solitude    nothing but init runs beside the command
+--   network, limits, cache, exports, links: `network = "host"`, limits other than `disk`, `cache = true`, writing images
+--   out, links and times in `files`
 
 local parts = { "runs", "streams", "images", "sessions", "tasks", "processes", "pipes", "instances", "refusals" }
 

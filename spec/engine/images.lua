@@ -407,7 +407,7 @@ return function(open, lacks)
 
     it("are out of reach when the engine is closed", function()
       local other = open()
-      local image = other.images:use "busybox"
+      local image = other.images:use "busybox":run "true"
       other:close()
       other:close()
       assert.is_true(other.closed)
