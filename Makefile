@@ -7,7 +7,7 @@
 # to build and to run
 PACKAGES := gcc libc6-dev make pkg-config \
   lua5.4 liblua5.4-dev libuv1-dev libsqlite3-dev libarchive-dev zlib1g-dev libseccomp-dev \
-  libcurl4-openssl-dev libssl-dev libpcre2-dev lua-cjson busybox-static uidmap
+  libcurl4-openssl-dev libssl-dev libpcre2-dev libmicrohttpd-dev lua-cjson busybox-static uidmap
 # what the tests use besides
 TEST_PACKAGES := lua-busted lua-check lua-cqueues lua-luv lua-system luarocks valgrind mmdebstrap zstd xz-utils \
   skopeo podman docker-registry tmux vim-tiny less
@@ -28,6 +28,7 @@ DESTDIR ?=
 INST_PREFIX ?= $(PREFIX)
 INST_LUADIR ?= $(INST_PREFIX)/share/lua/$(LUA_VERSION)
 INST_LIBDIR ?= $(INST_PREFIX)/lib/lua/$(LUA_VERSION)
+INST_BINDIR ?= $(INST_PREFIX)/bin
 LUA ?= $(firstword $(shell command -v lua$(LUA_VERSION) lua-$(LUA_VERSION) lua) lua$(LUA_VERSION))
 BUSTED ?= $(firstword $(shell command -v busted) busted)
 # flags for spec/support/run.lua, for instance TEST_FLAGS="--only session --verbose"
@@ -40,6 +41,8 @@ LUA_PC = $(firstword $(shell for p in lua$(LUA_VERSION) lua-$(LUA_VERSION) \
   lua$(subst .,,$(LUA_VERSION)) lua; do \
   $(PKG_CONFIG) --exists "$$p >= $(LUA_VERSION)" 2>/dev/null && echo $$p; done))
 LIBRARIES := libuv sqlite3 libcurl libcrypto libarchive zlib libseccomp libpcre2-8
+# Only `bough serve` needs it: where it is missing, bough/httpd.so is not built.
+HTTPD_LIBRARIES := libmicrohttpd zlib
 LUA_CFLAGS = $(if $(LUA_INCDIR),-I$(LUA_INCDIR),$(shell $(PKG_CONFIG) --cflags $(LUA_PC)))
 
 WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes \
@@ -63,6 +66,7 @@ KEEPER_SRC := $(wildcard src/keeper/*.c) src/kin.c src/minder.c $(BASE_SRC)
 UNPACK_SRC := $(wildcard src/unpack/*.c) src/err.c src/sha256.c
 LOOK_SRC := $(wildcard src/look/*.c) src/entry.c src/err.c src/record.c src/sha256.c
 SPAWN_SRC := $(wildcard src/spawn/*.c) src/command.c src/err.c src/kin.c src/minder.c src/wire.c
+HTTPD_SRC := $(wildcard src/httpd/*.c) src/err.c
 TEST_SRC := $(wildcard spec/c/*_test.c)
 # All that knows no Lua and has no main(): what C tests link with.
 LUA_SRC := $(filter-out src/launch.c src/loop.c,$(wildcard src/l*.c))
@@ -77,6 +81,7 @@ objects = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 C_TESTS := $(patsubst %.c,$(BUILD)/%,$(TEST_SRC))
 PROGRAMS := $(BUILD)/bough/core.so $(BUILD)/bough/bough-keeper $(BUILD)/bough/bough-unpack \
   $(BUILD)/bough/bough-look $(BUILD)/bough/bough-spawn
+HTTPD := $(if $(shell $(PKG_CONFIG) --exists $(HTTPD_LIBRARIES) 2>/dev/null && echo yes),$(BUILD)/bough/httpd.so)
 LUA_FILES := $(shell find lua -name '*.lua' 2>/dev/null)
 
 .DELETE_ON_ERROR:
@@ -84,7 +89,7 @@ LUA_FILES := $(shell find lua -name '*.lua' 2>/dev/null)
 .PHONY: all help deps deps-test deps-lint deps-fuzz deps-bench fuzz demo run-demo test test-user check c-tests \
   lint luacheck format-check tidy format asan valgrind bench install clean libraries examples
 
-all: $(PROGRAMS) ## the core module and its four helper programs, below build/bough
+all: $(PROGRAMS) $(HTTPD) ## the core module, the HTTP server's and four helper programs, below build/bough
 
 help: ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | \
@@ -111,8 +116,19 @@ $(BUILD)/core.map: Makefile
 $(BUILD)/bough/core.so: $(call objects,$(CORE_SRC)) $(BUILD)/core.map
 	@mkdir -p $(@D)
 	$(call say,LINK $@) $(CC) -shared -Wl,--version-script=$(BUILD)/core.map $(ALL_LDFLAGS) -o $@ \
-	  $(filter %.o,$^) $(call libs,libuv sqlite3 libcurl libcrypto)
+	  $(filter %.o,$^) $(call libs,libuv sqlite3 libcurl libcrypto zlib)
 	@! nm -D --undefined-only $@ | grep ' bough_' # Lua's are the interpreter's; ours must be there
+
+# Independent of the core: it has the loop's help only through Lua.
+$(BUILD)/httpd.map: Makefile
+	@mkdir -p $(@D)
+	@echo '{ global: luaopen_bough_httpd; local: *; };' >$@
+
+$(BUILD)/bough/httpd.so: $(call objects,$(HTTPD_SRC)) $(BUILD)/httpd.map
+	@mkdir -p $(@D)
+	$(call say,LINK $@) $(CC) -shared -Wl,--version-script=$(BUILD)/httpd.map $(ALL_LDFLAGS) -o $@ \
+	  $(filter %.o,$^) $(call libs,$(HTTPD_LIBRARIES)) -lm
+	@! nm -D --undefined-only $@ | grep ' bough_'
 
 $(BUILD)/bough/bough-keeper: $(call objects,$(KEEPER_SRC))
 	@mkdir -p $(@D)
@@ -227,7 +243,7 @@ lint: luacheck format-check tidy ## luacheck, clang-format and clang-tidy
 C_FILES := $(wildcard src/*.[ch] src/*/*.[ch] spec/c/*.[ch] examples/*.c bench/*.c fuzz/*.c)
 
 luacheck:
-	luacheck -q lua spec examples bench fuzz
+	luacheck -q lua bin/bough spec examples bench fuzz
 
 format-check:
 	clang-format --dry-run -Werror $(C_FILES)
@@ -249,11 +265,15 @@ $(BUILD)/bench/floor: bench/floor.c Makefile
 	$(call say,LINK $@) $(CC) $(BASE_CFLAGS) -o $@ $<
 
 # --- installing -------------------------------------------------------------------------
-install: all ## below PREFIX (or INST_LUADIR and INST_LIBDIR), with DESTDIR in front
+install: all ## below PREFIX (or INST_LUADIR, INST_LIBDIR and INST_BINDIR), with DESTDIR in front
 	@set -e; for f in $(LUA_FILES); do \
 	  install -D -m 0644 "$$f" "$(DESTDIR)$(INST_LUADIR)/$${f#lua/}"; done
 	install -d "$(DESTDIR)$(INST_LIBDIR)/bough"
-	install -m 0755 $(PROGRAMS) "$(DESTDIR)$(INST_LIBDIR)/bough/"
+	install -m 0755 $(PROGRAMS) $(HTTPD) "$(DESTDIR)$(INST_LIBDIR)/bough/"
+	install -d "$(DESTDIR)$(INST_BINDIR)"
+	sed -e '1s|.*|#!$(or $(shell command -v $(LUA)),/usr/bin/env $(LUA))|' -e 's|@LUADIR@|$(INST_LUADIR)|' \
+	  -e 's|@LIBDIR@|$(INST_LIBDIR)|' bin/bough >"$(DESTDIR)$(INST_BINDIR)/bough"
+	chmod 0755 "$(DESTDIR)$(INST_BINDIR)/bough"
 
 clean: ## removes what was built
 	rm -rf build build-asan $(BUILD)

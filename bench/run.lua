@@ -2,7 +2,7 @@
 --
 --   make bench                                  everything
 --   make bench BENCH_FLAGS="--quick"            a tenth of it, to see that it works
---   make bench BENCH_FLAGS="--only compare"     one part: compare, resident, branches, chain, idle, bulk, live
+--   make bench BENCH_FLAGS="--only compare"     one part: compare, resident, branches, chain, idle, bulk, live, wire
 --
 -- See bench/README.md for what is measured and how to read it.
 
@@ -393,6 +393,11 @@ local function programme()
   if wanted "live" then
     require("bench.live").run({ now = now, say = say, median = median, scaled = scaled, sh = sh, dir = dir,
       verdict = verdict, quick = opts.quick, output_of = output_of, installed = installed }, box)
+  end
+
+  if wanted "wire" then
+    require("bench.wire").run { now = now, say = say, median = median, scaled = scaled, dir = dir,
+      quick = opts.quick, output_of = output_of, installed = installed }
   end
 
   -- Last: the memory stays with the process.

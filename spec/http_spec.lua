@@ -546,6 +546,22 @@ describe("core.sink", function()
     assert.equal("", content(path))
   end)
 
+  it("takes what is written to it", function()
+    local path = scratch.dir() .. "/file"
+    local sink <close> = core.sink(path, { max_bytes = 5000000 })
+    local text = ("0123456789"):rep(300000)
+    assert.equal(sink, sink:write "":write(text))
+    assert.equal(#text, sink.size)
+    sink:write "end"
+    assert.equal(core.sha256(text .. "end"), sink:sha256())
+    assert.equal(text .. "end", content(path))
+    raises("invalid", sink.write, sink, 5)
+    raises("resource", sink.write, sink, text)
+    raises("resource", sink.write, sink, "more")
+    sink:close()
+    raises("closed", sink.write, sink, "more")
+  end)
+
   it("leaves the bodies of other answers to the caller, and not all of a long one", function()
     server:handle [[return function(request) return { status = 404, body = "gone" } end]]
     local sink <close> = core.sink(scratch.dir() .. "/file")

@@ -534,6 +534,18 @@ describe("bough.images", function()
       assert.equal("b*", driver.last_filter.tag_glob)
     end)
 
+    it("filters by the beginning of a uuid, leaves some out, and puts one first", function()
+      fake.base(box)
+      box.images:list { uuid = "0A1b-", offset = 7, first = "busybox" }
+      assert.equal("0a1b-", driver.last_filter.uuid_prefix)
+      assert.equal(7, driver.last_filter.offset)
+      assert.equal("busybox", driver.last_filter.tag_first)
+      for _, filter in ipairs { { uuid = "x" }, { uuid = 5 }, { uuid = ("0"):rep(37) }, { offset = -1 },
+        { offset = math.huge }, { first = "a b" } } do
+        raises("invalid", box.images.list, box.images, filter)
+      end
+    end)
+
     it("takes times relative to now", function()
       box.images:list { since = "1h" }
       assert.is_true(math.abs(driver.last_filter.since - (os.time() - 3600)) < 3)

@@ -373,6 +373,17 @@ describe("images:import of an OCI layout or docker archive", function()
       raises("not_found", box.images.use, box.images, "debian:12", { strict = true })
     end)
 
+    it("without a tag, and whatever lies in the working directory", function()
+      local name = "docker://" .. server.host .. "/foreign"
+      local opts = { tag = false, format = "registry", platform = other_platform().architecture, anonymous = true }
+      local image = import(name, opts)
+      assert.is_nil(image.tag)
+      assert.equal("f1", names_of(image, "/"))
+      for _, path in ipairs { "/etc", "./spec", "oci:/tmp", "a b" } do
+        raises("invalid", import, path, { format = "registry" })
+      end
+    end)
+
     it("which has its name there as its tag", function()
       local name = server.host .. "/some/thing:1"
       raises("not_found", box.images.use, box.images, name, { strict = true })
@@ -502,6 +513,8 @@ describe("images:import of an OCI layout or docker archive", function()
     refused({ platform = 3 }, "linux/arm64")
     refused({ max_files = 0 }, "max_files")
     refused({ plattform = "x" }, "platform")
+    refused({ anonymous = true }, "no registry")
+    refused({ username = "me", password = "secret", anonymous = true }, "exclude each other")
     raises("invalid", import, "01234567-89ab-4def-8123-456789abcdef")
     raises("invalid", import, scratch.dir "plain", { platform = "linux/arm64" })
     assert.not_match("secret", tostring(raises("invalid", import, path, { password = "secret" })))

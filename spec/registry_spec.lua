@@ -233,6 +233,7 @@ describe("bough.registry", function()
         assert.equal(digest, resolve(name).digest)
       end
       raises("auth", resolve, name, { username = "joe", password = "wr0ng" }) -- given ones count
+      raises("auth", resolve, name, { anonymous = true }) -- and so does the wish for none
       environment.HOME = scratch.dir()
       lfs.mkdir(environment.HOME .. "/.docker")
       scratch.file(content(environment.DOCKER_CONFIG .. "/config.json"),

@@ -416,6 +416,54 @@ describe("in the embedded engine", function()
     assert.equal("deadline", problem.op)
   end)
 
+  it("greps within bounds of bytes and time", function()
+    local many = base:run [[i=0; while [ $i -lt 2000 ]; do echo "line $i of many"; i=$((i+1)); done >/many]]
+    local all = many:grep("many", { path = "/many" })
+    assert.same({ 2000, false, 1 }, { #all.matches, all.truncated, all.files })
+    local some = many:grep("many", { path = "/many", max_bytes = 1000 })
+    assert.is_true(some.truncated)
+    assert.is_nil(some.files)
+    local bytes = 0
+    for i, match in ipairs(some.matches) do
+      bytes = bytes + #match.line
+      assert.equal(all.matches[i].line, match.line)
+    end
+    assert.is_true(bytes <= 1000 and bytes > 900)
+    assert.is_false(many:grep("many", { path = "/many", seconds = 60 }).truncated)
+    local none = many:grep("many", { path = "/many", seconds = 1e-6 })
+    assert.same({ 0, true }, { #none.matches, none.truncated })
+    -- a deadline of the caller's is the caller's
+    raises("timeout", bough.deadline, 1e-6, function() many:grep("many", { seconds = 60 }) end)
+    for _, opts in ipairs { { seconds = 0 }, { seconds = "x" }, { max_bytes = 0 }, { max_bytes = {} } } do
+      raises("invalid", many.grep, many, "x", opts)
+    end
+    assert.is_true(image:grep("alpha").matches[1].unended == nil)
+    local open = base:run "printf 'first\nlast' >/open"
+    assert.same({ nil, true }, { open:grep("t$", { path = "/open" }).matches[1].unended,
+      open:grep("t$", { path = "/open" }).matches[2].unended })
+  end)
+
+  it("makes archives of files and trees", function()
+    local function archive(path)
+      local parts = {}
+      for piece in image:archive(path) do parts[#parts + 1] = piece end
+      return scratch.file(table.concat(parts))
+    end
+    local function listed(path) return scratch.sh("tar --quoting-style=escape -tf " .. archive(path)) end
+    assert.equal("t/sub/\nt/sub/b.txt\nt/sub/deep/\nt/sub/in\n", listed "/t/sub")
+    assert.equal("t/lnk/\nt/lnk/b.txt\nt/lnk/deep/\nt/lnk/in\n", listed "/t/lnk")
+    assert.equal("t/a.txt\n", listed "t/a.txt")
+    assert.match("^bin/\n", listed())
+    assert.match("%f[^\n%z]t/a.txt\n", listed "/")
+    assert.equal("alpha beta\n", scratch.sh("tar -xOf " .. archive "/t" .. " t/a.txt"))
+    assert.match("^%-rwsr%-x%-%-%- ", scratch.sh("tar -tvf " .. archive "/t/a.txt"))
+    for path, kind in pairs { ["/nonesuch"] = "not_found", ["/t/pipe"] = "invalid", ["/t/../t"] = "invalid" } do
+      assert.equal("archive", raises(kind, image.archive, image, path).op)
+    end
+    for _ in image:archive "/" do break end -- ends it
+    assert.equal("alpha beta\n", image:read "/t/a.txt")
+  end)
+
   it("refuses empty arrays", function()
     for _, opts in ipairs { { name = {} }, { kind = {} } } do
       assert.match("an empty one", raises("invalid", image.find, image, opts).message)

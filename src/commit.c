@@ -97,12 +97,14 @@ static void numbered(struct bough_job *job)
         finish(c, -1);
 }
 
-struct bough_commit *bough_commit_start(struct bough_instance *instance, char *tag, char *command)
+struct bough_commit *bough_commit_start(struct bough_instance *instance, char *tag, char *command,
+                                        char *config)
 {
     struct bough_commit *c = calloc(1, sizeof *c);
     if (!c) {
         free(tag);
         free(command);
+        free(config);
         return NULL;
     }
     c->refs = 2; /* the caller's, and of what is under way */
@@ -110,6 +112,7 @@ struct bough_commit *bough_commit_start(struct bough_instance *instance, char *t
     instance->refs++;
     c->image.tag = tag;
     c->image.command = command;
+    c->image.config = config;
     bough_cond_init(&c->done_cond, instance->run->engine->loop);
     bough_job_start(instance->run->engine, &c->job, number, numbered);
     return c;

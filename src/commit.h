@@ -19,8 +19,10 @@ struct bough_commit {
     struct bough_image image;
 };
 
-/* Takes tag and command (malloc'ed, NULL for none) over. NULL: out of memory. */
-struct bough_commit *bough_commit_start(struct bough_instance *instance, char *tag, char *command);
+/* Takes tag, command and config (malloc'ed, NULL for none; config: JSON text of what the image says about runs, NULL for
+ * its parent's) over. NULL: out of memory. */
+struct bough_commit *bough_commit_start(struct bough_instance *instance, char *tag, char *command,
+                                        char *config);
 void bough_commit_unref(struct bough_commit *commit);
 
 #endif

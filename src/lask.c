@@ -28,7 +28,9 @@ void bough_question_unref(struct bough_question *q)
     free(q->tag);
     free(q->filter_tag);
     free(q->filter_glob);
+    free(q->filter_first);
     free(q->filter_parent);
+    free(q->filter_uuid);
     for (char **k = q->keep; k && *k; k++)
         free(*k);
     free(q->keep);
@@ -158,7 +160,9 @@ static int64_t filter_time(lua_State *L, const char *name)
     lua_getfield(L, 2, name);
     double seconds = lua_tonumber(L, -1);
     lua_pop(L, 1);
-    return seconds > 9e12 || seconds < -9e12 ? INT64_MAX : (int64_t)(seconds * 1e6);
+    return seconds > 9e12 || seconds < -9e12
+               ? INT64_MAX
+               : (int64_t)(seconds * 1e6 + (seconds < 0 ? -0.5 : 0.5));
 }
 
 static int64_t filter_count(lua_State *L, const char *name)
@@ -211,11 +215,15 @@ static int ask_list(lua_State *L)
     struct bough_question *q = bough_question_ask(L, "list");
     q->filter_tag = filter_text(L, "tag");
     q->filter_glob = filter_text(L, "tag_glob");
+    q->filter_first = filter_text(L, "tag_first");
     q->filter_parent = filter_text(L, "parent");
+    q->filter_uuid = filter_text(L, "uuid_prefix");
     q->filter = (struct bough_filter){
         .tag = q->filter_tag,
         .tag_glob = q->filter_glob,
+        .tag_first = q->filter_first,
         .parent = q->filter_parent,
+        .uuid_prefix = q->filter_uuid,
         .tagged = filter_flag(L, "tagged"),
         .since_us = filter_time(L, "since"),
         .before_us = filter_time(L, "before"),

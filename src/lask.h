@@ -19,7 +19,7 @@ struct bough_question {
     /* what is asked */
     char *ref, *path, *tag;
     struct bough_filter filter;
-    char *filter_tag, *filter_glob, *filter_parent;
+    char *filter_tag, *filter_glob, *filter_first, *filter_parent, *filter_uuid;
     char **keep;
     bool dry;
     enum bough_msg request;

@@ -199,7 +199,16 @@ static void item_push(lua_State *L, const struct fs_item *item)
 
 static void stat_push(lua_State *L, struct fs_request *r)
 {
+    const struct stat *st = &r->items[0].st;
+    char version[160];
     item_push(L, &r->items[0]);
+    /* nobody writes to a file without moving its ctime on */
+    snprintf(version, sizeof version, "%llx:%llx:%lld:%lld.%09ld:%lld.%09ld",
+             (unsigned long long)st->st_dev, (unsigned long long)st->st_ino, (long long)st->st_size,
+             (long long)st->st_mtim.tv_sec, st->st_mtim.tv_nsec, (long long)st->st_ctim.tv_sec,
+             st->st_ctim.tv_nsec);
+    bough_set_text(L, "version", version);
+    bough_set_number(L, "ctime", (double)st->st_ctim.tv_sec + (double)st->st_ctim.tv_nsec / 1e9);
 }
 
 static int stat_k(lua_State *L, int status, lua_KContext ctx)

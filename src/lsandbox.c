@@ -146,6 +146,7 @@ static int commit_stopped(lua_State *L)
         free(run->command);
         run->tag = field_copy(L, "tag");
         run->command = field_copy(L, "command");
+        run->image.config = field_copy(L, "config");
         bough_run_commit(run);
     }
     return wait_k(L, LUA_OK, WAIT_COMMIT);
@@ -170,7 +171,7 @@ static int committed_k(lua_State *L, int status, lua_KContext ctx)
     return commit_stopped(L);
 }
 
-/* sandbox:commit{ tag=, command= } -> row */
+/* sandbox:commit{ tag=, command=, config= } -> row */
 static int sandbox_commit(lua_State *L)
 {
     struct bough_instance *instance = check(L)->instance;
@@ -187,10 +188,11 @@ static int sandbox_commit(lua_State *L)
         return bough_lerr(L, BOUGH_ERR_busy, "commit",
                           "the sandbox is stopping: wait for stop(), then commit");
     char *tag = field_copy(L, "tag"), *command = field_copy(L, "command");
+    char *config = field_copy(L, "config");
     struct bough_commit **box = lua_newuserdatauv(L, sizeof *box, 0);
     *box = NULL;
     luaL_setmetatable(L, COMMIT);
-    *box = bough_commit_start(instance, tag, command);
+    *box = bough_commit_start(instance, tag, command, config);
     if (!*box)
         return luaL_error(L, "not enough memory");
     return committed_k(L, LUA_OK, 0);

@@ -1,4 +1,4 @@
-/* lsearch.c - engine:look: the records of bough-look as they come, a batch at a time.
+/* lsearch.c - engine:look: the records of bough-look, or the bytes of an archive, as they come, a batch at a time.
  *
  * The keeper's worker writes into a pipe; it is read only when somebody asks for more, so memory is flat and
  * a slow reader slows the search. Closing ends it. */
@@ -19,7 +19,7 @@
 #define BATCH 512
 #define READ_ROOM (256 * 1024)
 
-enum look_kind { LOOK_LIST, LOOK_GREP, LOOK_DIFF };
+enum look_kind { LOOK_LIST, LOOK_GREP, LOOK_DIFF, LOOK_PACK };
 
 struct look_errand {
     struct bough_errand errand;
@@ -138,7 +138,7 @@ static void nothing_push(lua_State *L, struct bough_errand *e)
 /* engine:look(uuid, args, { other = uuid }) */
 int bough_lsearch_look(lua_State *L)
 {
-    static const char *const kinds[] = {"list", "grep", "diff", NULL};
+    static const char *const kinds[] = {"list", "grep", "diff", "pack", NULL};
     lua_settop(L, 4);
     luaL_checktype(L, 3, LUA_TTABLE);
     struct look_box *box = lua_newuserdatauv(L, sizeof *box, 1);
@@ -166,7 +166,7 @@ int bough_lsearch_look(lua_State *L)
     lua_rawgeti(L, 3, 1);
     l->kind = (enum look_kind)luaL_checkoption(L, -1, NULL, kinds);
     lua_pop(L, 1);
-    static const char *const ops[] = {"list", "grep", "diff"};
+    static const char *const ops[] = {"list", "grep", "diff", "archive"};
     l->errand.op = ops[l->kind];
     l->ref = bough_arg_copy(L, 2);
     if (lua_istable(L, 4)) {
@@ -213,6 +213,10 @@ static void push_match(lua_State *L, const struct bough_match *m)
     bough_set_integer(L, "line_number", (lua_Integer)m->line_number);
     bough_set_integer(L, "offset", (lua_Integer)m->offset);
     bough_set_integer(L, "length", m->whole_len);
+    if (m->unended) {
+        lua_pushboolean(L, true);
+        lua_setfield(L, -2, "unended");
+    }
     lua_createtable(L, (int)m->sub_count, 0);
     for (uint32_t i = 0; i < m->sub_count; i++) {
         uint32_t sub[2];
@@ -268,9 +272,21 @@ static void push_change(lua_State *L, const struct bough_change *c)
     }
 }
 
+/* All that is there of an archive. */
+static int push_piece(lua_State *L, struct look_errand *l)
+{
+    if (l->at == l->size)
+        return 0;
+    lua_pushlstring(L, l->data + l->at, l->size - l->at);
+    l->at = l->size;
+    return 1;
+}
+
 /* One record, if it is whole: 1 and its table, 0, -1. */
 static int push_record(lua_State *L, struct look_errand *l)
 {
+    if (l->kind == LOOK_PACK)
+        return push_piece(L, l);
     const char *at = l->data + l->at, *end = l->data + l->size;
     struct bough_entry entry;
     struct bough_match match;

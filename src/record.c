@@ -7,6 +7,7 @@ enum {
     MATCH_HEAD = 40,
     SUB_BYTES = 8,
     CHANGE_HEAD = 40,
+    UNENDED = 256, /* beside the type of a match */
 };
 
 /* ---- bytes ---- */
@@ -81,7 +82,7 @@ size_t bough_match_size(const struct bough_match *m)
 void bough_match_put(char *at, const struct bough_match *m)
 {
     at = put32(at, bough_match_size(m));
-    at = put32(at, m->type);
+    at = put32(at, m->type | (m->unended ? UNENDED : 0));
     at = put64(at, m->line_number);
     at = put64(at, m->offset);
     at = put32(at, m->path_len);
@@ -101,7 +102,8 @@ int bough_match_next(const char **cursor, const char *end, struct bough_match *o
     if (length <= 0)
         return (int)length;
     struct bough_match m = {
-        .type = get32(rec + 4),
+        .type = get32(rec + 4) & ~(uint32_t)UNENDED,
+        .unended = (get32(rec + 4) & UNENDED) != 0,
         .line_number = get64(rec + 8),
         .offset = get64(rec + 16),
         .path_len = get32(rec + 24),

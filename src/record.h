@@ -4,7 +4,7 @@
  * and hold any byte; a NUL follows each that is not counted.
  *
  * match:  u32 length of the whole record, this field included
- *         u32 type: 1 a matching line, 2 a line of context
+ *         u32 type: 1 a matching line, 2 a line of context; 256 more: no newline ends it, it is its file's last
  *         u64 line number, from 1     u64 offset of the line in its file
  *         u32 length of the path      u32 length of the line (as given here)    u32 whole length of the line in the file
  *         u32 submatches, each two u32: begin and end in the line, end exclusive; none for context and behind a cut
@@ -18,6 +18,7 @@
 #ifndef BOUGH_RECORD_H
 #define BOUGH_RECORD_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -25,6 +26,7 @@
 
 struct bough_match {
     uint32_t type;
+    bool unended; /* no newline behind it */
     uint64_t line_number, offset;
     const char *path, *line;
     uint32_t path_len, line_len, whole_len, sub_count;

@@ -58,4 +58,9 @@ M.pipe = core.pipe
 --- An `on_progress` that draws a bar on a terminal.
 M.progress_bar = progress.bar
 
+--- Serves an engine behind the REST API of ConTree: see bough.serve.options. Waits until it listens.
+---@param opts bough.serve.options?
+---@return bough.server
+function M.serve(opts) return require("bough.serve").start(opts) end
+
 return M

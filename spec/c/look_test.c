@@ -160,6 +160,18 @@ static void test_records(int dir)
     /* what looks like an option of the frame's is a pattern */
     LOOK(at, "grep", "-e", "--root-fd", "--path", "f");
     check(reported("ok 0 0 1"), "grep: a pattern like an option");
+    file_write(at, "closed", "foo\n\nlast\n", 10);
+    LOOK(at, "grep", "-e", "three", "--after", "1", "--path", "f");
+    const char *cursor = output, *end = output + output_len;
+    bool good = bough_match_next(&cursor, end, &m) == 1 && !m.unended;
+    check(good && bough_match_next(&cursor, end, &m) == 1 && m.unended && m.type == 2,
+          "grep: tells of the one line that no newline ends");
+    LOOK(at, "grep", "-e", "$", "--path", "closed");
+    int lines = 0;
+    for (cursor = output, end = output + output_len;
+         bough_match_next(&cursor, end, &m) == 1 && !m.unended;)
+        lines++;
+    check(lines == 3 && cursor == end, "grep: and of no other");
 }
 
 /* ---- long lines, binary files, holes ---- */

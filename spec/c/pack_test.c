@@ -443,6 +443,50 @@ static void test_pooled(int at)
     close(out);
 }
 
+/* Whether what is at `path` has these names in an archive of its own. */
+static void check_path(int d, int at, const char *path, const char *want)
+{
+    bool good = pack(d, at, "path.tar", ARGS("--path", path));
+    char *got = good ? shell("%s", "tar tf path.tar") : strdup(err.msg);
+    check(good && texts_same(want, got), "--path %s: its names in the archive", path);
+    free(got);
+}
+
+static void test_path(int at)
+{
+    BOUGH_CLEANUP_FD int d = dir_make(at, "below");
+    MUST(mkdirat(d, "srv", 0755));
+    MUST(mkdirat(d, "srv/.wh.app", 0755));
+    file_make(d, "srv/.wh.app/main", "text");
+    MUST(linkat(d, "srv/.wh.app/main", d, "srv/also", 0));
+    MUST(symlinkat("/srv", d, "way"));
+    MUST(symlinkat("/etc", d, "out"));
+    MUST(mkfifoat(d, "pipe", 0644));
+    static const char all[] = "srv/\nsrv/.wh.app/\nsrv/.wh.app/main\nsrv/also\n";
+    check_path(d, at, "/srv", all);
+    check_path(d, at, "srv//.//", all);
+    check_path(d, at, "/srv/also", "srv/also\n");
+    check_path(d, at, "/way", "way/\nway/.wh.app/\nway/.wh.app/main\nway/also\n");
+    check_path(d, at, "/", "out\npipe\nsrv/\nsrv/.wh.app/\nsrv/.wh.app/main\nsrv/also\nway\n");
+    check(shell_says("srv/also link to srv/.wh.app/main\n",
+                     "tar tvf path.tar | grep ' link ' | sed 's/.* [0-9]*:[0-9]* //'"),
+          "--path: names of hard links are those in the archive");
+    static const struct {
+        const char *path, *want;
+    } wrong[] = {{"/none", "err not_found"},
+                 {"/out", "err not_found"}, /* there is no /etc below the root */
+                 {"/srv/also/x", "err not_found"},
+                 {"/pipe", "err invalid"},
+                 {"/srv/../srv", "err invalid"},
+                 {"..", "err invalid"}};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+        check(!pack(d, at, "path.tar", ARGS("--path", wrong[i].path)) &&
+                  strstr(report, wrong[i].want),
+              "--path %s is refused: %.100s", wrong[i].path, report);
+    check(!pack(d, at, "path.tar", ARGS("--path", "/", "--plain")) && strstr(report, "err invalid"),
+          "--path goes with no --plain");
+}
+
 static void test_reader_gone(int from)
 {
     int ends[2];
@@ -476,6 +520,7 @@ int main(void)
     test_same_bytes(at, from);
     test_layers(at, from);
     test_plain(at);
+    test_path(at);
     test_reader_gone(from);
     close(from);
     test_diff_kinds(at);

@@ -1,7 +1,7 @@
 #define _GNU_SOURCE
 /* db.c - a store's database: its schema, its connections, its statements, its errors.
  *
- * The one file that includes sqlite3.h. */
+ * With journal.c the one file that includes sqlite3.h. */
 #include <sqlite3.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -213,12 +213,8 @@ int bough_db_query(struct bough_store *store, enum bough_sql which, struct bough
 
 void bough_db_end(struct bough_store *store, enum bough_sql which)
 {
-    if (which == BOUGH_SQL_list) {
-        sqlite3_finalize(store->stmts[which]);
-        store->stmts[which] = NULL;
-    } else if (store->stmts[which]) {
+    if (store->stmts[which])
         sqlite3_reset(store->stmts[which]);
-    }
 }
 
 int bough_db_finish(struct bough_store *store, enum bough_sql which, int step)
@@ -318,7 +314,8 @@ static void list_sql(const struct bough_filter *f, struct sql_buffer *sql)
     sql_add(sql, ",(SELECT t.tag FROM tags t WHERE t.image=i.seq");
     sql_add(sql, f->tag ? " AND t.tag=?1" : "");
     sql_add(sql, f->tag_glob ? " AND t.tag GLOB ?2" : "");
-    sql_add(sql, " ORDER BY t.seq DESC LIMIT 1)" BOUGH_IMAGE_FROM " WHERE i.gone=0");
+    sql_add(sql, f->tag_first ? " ORDER BY t.tag=?6 DESC,t.seq DESC" : " ORDER BY t.seq DESC");
+    sql_add(sql, " LIMIT 1)" BOUGH_IMAGE_FROM " WHERE i.gone=0");
     if (f->tag || f->tag_glob || f->tagged) {
         sql_add(sql, " AND i.seq IN (SELECT t.image FROM tags t WHERE 1");
         sql_add(sql, f->tag ? " AND t.tag=?1" : "");
@@ -327,11 +324,25 @@ static void list_sql(const struct bough_filter *f, struct sql_buffer *sql)
     }
     if (f->parent)
         sql_add(sql, " AND i.parent=(SELECT seq FROM images WHERE uuid=?3)");
+    /* a range, which the index knows; 'g' is behind all digits */
+    sql_add(sql, f->uuid_prefix ? " AND i.uuid>=?7 AND i.uuid<?7||'g'" : "");
     sql_add(sql, f->since_us ? " AND i.created>=?4" : "");
     sql_add(sql, f->before_us ? " AND i.created<?5" : "");
-    sql_add(sql,
-            f->oldest_first ? " ORDER BY i.created,i.seq" : " ORDER BY i.created DESC,i.seq DESC");
-    sql_add(sql, " LIMIT ?6 OFFSET ?7");
+    sql_add(sql, " ORDER BY ");
+    sql_add(sql, f->tag_first ? "i.seq=(SELECT image FROM tags WHERE tag=?6) DESC," : "");
+    sql_add(sql, f->oldest_first ? "i.created,i.seq" : "i.created DESC,i.seq DESC");
+    sql_add(sql, " LIMIT ?8 OFFSET ?9");
+}
+
+/* Preparing takes longer than most lists do, and who pages asks for the same again. */
+static int list_prepare(struct bough_store *store, const char *sql)
+{
+    sqlite3_stmt **stmt = &store->stmts[BOUGH_SQL_list];
+    if (*stmt && strcmp(sqlite3_sql(*stmt), sql) == 0)
+        return SQLITE_OK;
+    sqlite3_finalize(*stmt);
+    *stmt = NULL;
+    return sqlite3_prepare_v3(store->db, sql, -1, SQLITE_PREPARE_PERSISTENT, stmt, NULL);
 }
 
 int bough_db_list(struct bough_store *store, const struct bough_filter *filter, const char *parent,
@@ -339,13 +350,13 @@ int bough_db_list(struct bough_store *store, const struct bough_filter *filter, 
 {
     struct sql_buffer sql = {.size = 0};
     list_sql(filter, &sql);
-    int rc = sqlite3_prepare_v2(store->db, sql.text, -1, &store->stmts[BOUGH_SQL_list], NULL);
+    int rc = list_prepare(store, sql.text);
     if (rc != SQLITE_OK)
         return db_fail(store, store->db, rc, err);
     /* LIMIT and OFFSET are always there, and so the parameters before them may be bound. */
-    return bough_db_query(store, BOUGH_SQL_list, err, "sssiiii", filter->tag, filter->tag_glob,
-                          parent, filter->since_us, filter->before_us,
-                          filter->limit > 0 ? filter->limit : (int64_t)-1,
+    return bough_db_query(store, BOUGH_SQL_list, err, "sssiissii", filter->tag, filter->tag_glob,
+                          parent, filter->since_us, filter->before_us, filter->tag_first,
+                          filter->uuid_prefix, filter->limit > 0 ? filter->limit : (int64_t)-1,
                           filter->offset > 0 ? filter->offset : (int64_t)0);
 }
 

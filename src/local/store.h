@@ -121,10 +121,12 @@ int64_t bough_store_find_stack(struct bough_store *store, const char *ref, int64
                                int64_t **stack, struct bough_err *err);
 
 struct bough_filter {
-    const char *tag;             /* exact, NULL any */
-    const char *tag_glob;        /* SQLite GLOB over tags, NULL any */
-    const char *parent;          /* uuid, NULL any */
-    bool tagged;                 /* only tagged ones */
+    const char *tag;         /* exact, NULL any */
+    const char *tag_glob;    /* SQLite GLOB over tags, NULL any */
+    const char *tag_first;   /* the image with this tag comes before all others; NULL none does */
+    const char *parent;      /* uuid, NULL any */
+    const char *uuid_prefix; /* how uuids begin, in lower case, NULL any */
+    bool tagged;             /* only tagged ones */
     int64_t since_us, before_us; /* 0: no bound; since inclusive, before exclusive */
     int64_t limit;               /* <= 0: all */
     int64_t offset;

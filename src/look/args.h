@@ -1,4 +1,4 @@
-/* args.h - the options of list and grep, and the place in the tree where they start. */
+/* args.h - the options of list, grep and pack, and the place in the tree where they start. */
 #ifndef BOUGH_LOOK_ARGS_H
 #define BOUGH_LOOK_ARGS_H
 

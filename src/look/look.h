@@ -74,6 +74,8 @@ int bough_look_seal(struct bough_err *err);
  *   numbers: added, changed, deleted.
  *
  * pack  Writes a tar (pax, ustar where it suffices) of the root to --out-fd, which is a file or a pipe.
+ *       --path P           only what is at P, a file or a directory: an archive to be unpacked by people, not a layer. Names
+ *                          are those below the root, "etc/hosts"; the root has no entry; names with .wh. are as good as others
  *       --layer            root is a raw overlay layer: char device 0:0 becomes ".wh.<name>", an opaque directory gets
  *                          ".wh..wh..opq", and overlay's own xattrs stay out
  *       --opaque NAME      the xattr that marks opaque directories

@@ -35,6 +35,9 @@ struct pack {
     struct bough_look *look;
     bool layer, plain, sparse, progress;
     const char *opaque, *compress;
+    const char *from; /* of --path; NULL: the whole tree, as a layer */
+    char *base;       /* the name of what is there, "" for the root */
+    struct bough_start start;
     struct bough_out out;
     struct bough_codec codec;
     struct bough_tar tar;
@@ -44,7 +47,7 @@ struct pack {
     struct bough_xattrs xattrs;
     struct bough_sha256 *tar_sum, *out_sum; /* out_sum: only when something is compressed */
     int64_t tar_bytes, out_bytes;
-    char *path; /* of a whiteout */
+    char *path; /* of a whiteout, or below `base` */
     size_t path_room;
 };
 
@@ -144,6 +147,13 @@ static char *path_make(struct pack *p, const char *dir, size_t dir_len, const ch
     return p->path;
 }
 
+/* What the archive calls an entry. */
+static const char *name_make(struct pack *p, const struct bough_tree_entry *e,
+                             struct bough_err *err)
+{
+    return p->from && *p->base ? path_make(p, p->base, strlen(p->base), "", e->path, err) : e->path;
+}
+
 static int mark_put(struct pack *p, const char *path, struct bough_err *err)
 {
     struct bough_tar_entry mark = {.type = BOUGH_TAR_FILE, .path = path, .mode = 0600};
@@ -204,33 +214,27 @@ static int entry_open(const struct bough_tree_entry *e, struct stat *st, struct 
 
 /* Attributes go with each name of a file: Docker and its kin chown a link after they have made it, which
  * takes the file's capabilities away, and then set what the link's entry says. */
-static int file_put(struct pack *p, const struct bough_tree_entry *e, struct bough_err *err)
+static int file_add(struct pack *p, const char *name, int fd, const struct stat *st,
+                    struct bough_err *err)
 {
-    struct stat st;
-    BOUGH_CLEANUP_FD int fd = entry_open(e, &st, err);
-    if (fd < 0)
-        return -1;
-    struct bough_tar_entry tar = entry_of(e->path, &st);
+    struct bough_tar_entry tar = entry_of(name, st);
     tar.type = BOUGH_TAR_FILE;
     if (p->plain) {
         tar.mode = 0644;
         tar.uid = tar.gid = 0;
         tar.mtime = (struct timespec){0};
-        return bough_tar_file(&p->tar, &tar, fd, &st, false, err);
+        return bough_tar_file(&p->tar, &tar, fd, st, false, err);
     }
-    int linked = xattrs_add(p, fd, err) ? -1 : link_find(p, &tar, &st, err);
+    int linked = xattrs_add(p, fd, err) ? -1 : link_find(p, &tar, st, err);
     if (linked)
         return linked < 0 ? -1 : bough_tar_header(&p->tar, &tar, err);
-    return bough_tar_file(&p->tar, &tar, fd, &st, p->sparse, err);
+    return bough_tar_file(&p->tar, &tar, fd, st, p->sparse, err);
 }
 
-static int dir_put(struct pack *p, const struct bough_tree_entry *e, struct bough_err *err)
+static int dir_add(struct pack *p, const char *name, int fd, const struct stat *st,
+                   struct bough_err *err)
 {
-    struct stat st;
-    BOUGH_CLEANUP_FD int fd = entry_open(e, &st, err);
-    if (fd < 0)
-        return -1;
-    struct bough_tar_entry tar = entry_of(e->path, &st);
+    struct bough_tar_entry tar = entry_of(name, st);
     tar.type = BOUGH_TAR_DIR;
     if (p->plain) {
         /* skopeo of an ordinary user fails where it has to make a directory that the archive does not have */
@@ -239,18 +243,31 @@ static int dir_put(struct pack *p, const struct bough_tree_entry *e, struct boug
         tar.mtime = (struct timespec){0};
         return bough_tar_header(&p->tar, &tar, err);
     }
-    if (xattrs_add(p, fd, err) || bough_tar_header(&p->tar, &tar, err))
-        return -1;
-    return opaque_put(p, fd, e->path, e->path_len, err);
+    return xattrs_add(p, fd, err) ? -1 : bough_tar_header(&p->tar, &tar, err);
 }
 
-static int special_put(struct pack *p, const struct bough_tree_entry *e, struct bough_err *err)
+static int opened_put(struct pack *p, const struct bough_tree_entry *e, const char *name,
+                      struct bough_err *err)
+{
+    struct stat st;
+    BOUGH_CLEANUP_FD int fd = entry_open(e, &st, err);
+    if (fd < 0)
+        return -1;
+    if (e->type == DT_REG)
+        return file_add(p, name, fd, &st, err);
+    if (dir_add(p, name, fd, &st, err))
+        return -1;
+    return p->plain ? 0 : opaque_put(p, fd, e->path, e->path_len, err);
+}
+
+static int special_put(struct pack *p, const struct bough_tree_entry *e, const char *name,
+                       struct bough_err *err)
 {
     char target[PATH_MAX];
     struct stat st;
     if (fstatat(e->dir, e->name, &st, AT_SYMLINK_NOFOLLOW))
         return bough_err_sys(err, errno, "stat");
-    struct bough_tar_entry tar = entry_of(e->path, &st);
+    struct bough_tar_entry tar = entry_of(name, &st);
     switch (st.st_mode & S_IFMT) {
     case S_IFLNK: {
         ssize_t n = readlinkat(e->dir, e->name, target, sizeof target);
@@ -284,24 +301,21 @@ static int entry_put(struct pack *p, const struct bough_tree_entry *e, struct bo
 {
     if (p->plain && e->type != DT_REG && e->type != DT_DIR)
         return 0;
-    if (!p->plain && !strncmp(e->name, WHITEOUT, strlen(WHITEOUT)))
+    if (!p->plain && !p->from && !strncmp(e->name, WHITEOUT, strlen(WHITEOUT)))
         return bough_err_set(err, BOUGH_ERR_unsupported,
                              "names that begin with .wh. mean deleted files in an image's layer");
-    switch (e->type) {
-    case DT_REG:
-        return file_put(p, e, err);
-    case DT_DIR:
-        return dir_put(p, e, err);
-    default:
-        return special_put(p, e, err);
-    }
+    const char *name = name_make(p, e, err);
+    if (!name)
+        return -1;
+    return e->type == DT_REG || e->type == DT_DIR ? opened_put(p, e, name, err)
+                                                  : special_put(p, e, name, err);
 }
 
 static int root_put(struct pack *p, struct bough_err *err)
 {
     int fd = p->look->root[0];
     struct stat st;
-    if (p->plain)
+    if (p->plain || p->from)
         return 0;
     if (fstat(fd, &st))
         return bough_err_sys(err, errno, "stat /");
@@ -313,10 +327,22 @@ static int root_put(struct pack *p, struct bough_err *err)
     return 0;
 }
 
-static int tree_put(struct pack *p, struct bough_err *err)
+/* What --path names, by itself. */
+static int start_put(struct pack *p, struct bough_err *err)
+{
+    const struct stat *st = &p->start.st;
+    int rc = 0;
+    if (S_ISREG(st->st_mode))
+        rc = file_add(p, p->base, p->start.fd, st, err);
+    else if (*p->base)
+        rc = dir_add(p, p->base, p->start.fd, st, err);
+    return rc ? bough_err_wrap(err, "pack %s", BOUGH_TREE_QUOTE(p->base)) : 0;
+}
+
+static int entries_put(struct pack *p, int fd, struct bough_err *err)
 {
     struct bough_tree_entry e;
-    int rc = root_put(p, err) ? -1 : bough_tree_start(&p->tree, p->look->root[0], err);
+    int rc = bough_tree_start(&p->tree, fd, err);
     if (rc)
         return -1;
     while ((rc = bough_tree_next(&p->tree, &e, err)) > 0) {
@@ -325,12 +351,55 @@ static int tree_put(struct pack *p, struct bough_err *err)
         if (bough_out_tick(&p->out, p->tar_bytes, err))
             return -1;
     }
-    if (rc < 0 || bough_tar_end(&p->tar, err) || bough_codec_end(&p->codec, err))
+    return rc;
+}
+
+static int tree_put(struct pack *p, struct bough_err *err)
+{
+    if (p->from ? start_put(p, err) : root_put(p, err))
+        return -1;
+    bool file = p->from && S_ISREG(p->start.st.st_mode);
+    if (!file && entries_put(p, p->from ? p->start.fd : p->look->root[0], err))
+        return -1;
+    if (bough_tar_end(&p->tar, err) || bough_codec_end(&p->codec, err))
         return -1;
     return bough_out_flush(&p->out, err);
 }
 
 /* ---- set-up ---- */
+
+/* The path without what has no meaning in it. Names that lead up have none in an archive. */
+static int base_make(struct pack *p, struct bough_err *err)
+{
+    p->base = calloc(1, strlen(p->from) + 1);
+    if (!p->base)
+        return bough_err_sys(err, ENOMEM, "pack");
+    size_t used = 0;
+    for (const char *at = p->from; *at;) {
+        size_t len = strcspn(at, "/");
+        if (len == 2 && !strncmp(at, "..", 2))
+            return bough_err_set(err, BOUGH_ERR_invalid, "--path %s: it must not hold \"..\"",
+                                 BOUGH_TREE_QUOTE(p->from));
+        if (len && !(len == 1 && *at == '.')) {
+            used += (size_t)sprintf(p->base + used, "%s%.*s", used ? "/" : "", (int)len, at);
+        }
+        at += len + (at[len] == '/');
+    }
+    return 0;
+}
+
+static int start_open(struct pack *p, struct bough_err *err)
+{
+    if (!p->from)
+        return 0;
+    if (base_make(p, err) || bough_start_open(&p->start, p->look->root[0], p->from, err))
+        return -1;
+    mode_t mode = p->start.st.st_mode;
+    return S_ISREG(mode) || S_ISDIR(mode)
+               ? 0
+               : bough_err_set(err, BOUGH_ERR_invalid, "%s: it is neither a file nor a directory",
+                               BOUGH_TREE_QUOTE(p->from));
+}
 
 /* Without it the kernel says of each directory that it has no such mark. */
 static int opaque_readable(const char *name, struct bough_err *err)
@@ -359,11 +428,16 @@ static int pack_parse(struct pack *p, struct bough_err *err)
             value = &p->opaque;
         else if (!strcmp(*arg, "--compress"))
             value = &p->compress;
+        else if (!strcmp(*arg, "--path"))
+            value = &p->from;
         else
             return bough_args_unknown("pack", *arg, err);
         if (value && !(*value = bough_args_value(&arg, err)))
             return -1;
     }
+    if (p->from && (p->layer || p->plain))
+        return bough_err_set(err, BOUGH_ERR_invalid,
+                             "pack: --path goes with neither --layer nor --plain");
     if (p->layer && p->plain)
         return bough_err_set(err, BOUGH_ERR_invalid,
                              "pack: --layer and --plain exclude each other");
@@ -375,7 +449,7 @@ static int pack_parse(struct pack *p, struct bough_err *err)
 static int pack_start(struct pack *p, struct bough_err *err)
 {
     struct bough_look *look = p->look;
-    if (pack_parse(p, err) ||
+    if (pack_parse(p, err) || start_open(p, err) ||
         bough_out_start(&p->out, look->out, p->progress ? look->report : -1, err))
         return -1;
     p->codec.put = out_put;
@@ -401,7 +475,7 @@ static void pack_sums(struct pack *p)
 
 int bough_look_pack(struct bough_look *look, struct bough_err *err)
 {
-    struct pack p = {.look = look, .compress = "none", .pooled.fd = look->pool};
+    struct pack p = {.look = look, .compress = "none", .pooled.fd = look->pool, .start.fd = -1};
     int rc = pack_start(&p, err) || tree_put(&p, err) ? -1 : 0;
     look->numbers[0] = p.out_bytes;
     look->numbers[1] = p.tar.entries;
@@ -417,6 +491,8 @@ int bough_look_pack(struct bough_look *look, struct bough_err *err)
     bough_sha256_free(p.tar_sum);
     bough_sha256_free(p.out_sum);
     bough_out_free(&p.out);
+    bough_fd_close(&p.start.fd);
+    free(p.base);
     free(p.path);
     return rc;
 }

@@ -116,6 +116,7 @@ static int line_write(struct bough_sift *s, uint32_t type, size_t begin, size_t 
     uint64_t whole = len + (uint64_t)(end == s->len ? s->beyond : 0);
     struct bough_match m = {
         .type = type,
+        .unended = end == s->len && s->end,
         .line_number = (uint64_t)line_number(s, begin),
         .offset = (uint64_t)s->base + begin,
         .path = s->path,
