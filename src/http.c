@@ -11,6 +11,8 @@
 #include "sys.h"
 #include "transfer.h"
 
+#define STALL_LOOK_NS ((int64_t)20 * 1000000) /* all are looked at, so not more often than this */
+
 struct bough_http_watch { /* a socket that libcurl is interested in */
     uv_poll_t poll;       /* first: the close callback frees by it */
     struct bough_http *http;
@@ -59,6 +61,17 @@ static void handle_free(uv_handle_t *handle)
     free(handle);
 }
 
+void bough_http_admit(struct bough_http *http)
+{
+    if (http->closing)
+        return;
+    for (struct bough_origin *origin = http->origins, *next; origin; origin = next) {
+        next = origin->next;
+        while (bough_origin_admits(origin))
+            bough_transfer_admit(origin->first);
+    }
+}
+
 /* Ends what libcurl has finished with, or everything when it gave up. */
 static void http_collect(struct bough_http *http, CURLMcode mcode)
 {
@@ -74,9 +87,10 @@ static void http_collect(struct bough_http *http, CURLMcode mcode)
     if (mcode != CURLM_OK)
         for (struct bough_transfer *t = http->transfers, *next; t; t = next) {
             next = t->next;
-            if (t->added)
+            if (t->phase == BOUGH_TRANSFER_STARTING || t->phase == BOUGH_TRANSFER_ACTIVE)
                 bough_transfer_finish(t, CURLE_OUT_OF_MEMORY);
         }
+    bough_http_admit(http);
 }
 
 static void on_socket(uv_poll_t *poll, int status, int events)
@@ -159,16 +173,12 @@ static int want_timer(CURLM *multi, long timeout_ms, void *arg)
 
 /* --- peers that have fallen silent ------------------------------------------------------------------ */
 
-static bool stall_counts(const struct bough_transfer *t)
-{
-    return t->added && !t->finishing && t->stall_ms > 0 && t->active_ns > 0 && t->paused == 0;
-}
-
 static void on_stall(uv_timer_t *timer);
 
 void bough_http_stall_at(struct bough_http *http, int64_t due_ns)
 {
-    int64_t left_ns = due_ns - bough_now_ns();
+    int64_t soonest_ns = http->looked_ns + STALL_LOOK_NS;
+    int64_t left_ns = (due_ns > soonest_ns ? due_ns : soonest_ns) - bough_now_ns();
     uint64_t left_ms = left_ns > 0 ? (uint64_t)(left_ns / 1000000 + 1) : 0;
     uv_update_time(bough_loop_uv(http->loop));
     if (!uv_is_active((uv_handle_t *)http->stall) || uv_timer_get_due_in(http->stall) > left_ms)
@@ -178,20 +188,21 @@ void bough_http_stall_at(struct bough_http *http, int64_t due_ns)
 static void on_stall(uv_timer_t *timer)
 {
     struct bough_http *http = timer->data;
-    int64_t now_ns = bough_now_ns();
+    int64_t now_ns = bough_now_ns(), first_ns = INT64_MAX;
+    http->looked_ns = now_ns;
+    bough_http_ref(http);
     for (struct bough_transfer *t = http->transfers, *next; t; t = next) {
         next = t->next;
-        if (!stall_counts(t))
-            continue;
-        int64_t due_ns = t->active_ns + t->stall_ms * 1000000;
-        if (due_ns > now_ns) {
-            bough_http_stall_at(http, due_ns);
-            continue;
-        }
-        bough_err_set(&t->err, BOUGH_ERR_timeout, "%s has been silent for %g s: try again later",
-                      t->host, (double)t->stall_ms / 1000);
-        bough_transfer_finish(t, CURLE_OPERATION_TIMEDOUT);
+        int64_t due_ns = bough_transfer_due(t);
+        if (due_ns <= now_ns)
+            bough_transfer_overdue(t);
+        else if (due_ns < first_ns)
+            first_ns = due_ns;
     }
+    if (first_ns < INT64_MAX)
+        bough_http_stall_at(http, first_ns);
+    bough_http_admit(http);
+    bough_http_unref(http);
 }
 
 /* --- the client --------------------------------------------------------------------------------------- */
@@ -213,11 +224,46 @@ static void timer_close(uv_timer_t **timer)
     *timer = NULL;
 }
 
+/* False: no memory. */
+static bool text_copy(char **to, const char *from)
+{
+    *to = from ? strdup(from) : NULL;
+    return !from || *to;
+}
+
+/* As libcurl has it: without a scheme it is an HTTP proxy. What is wrong is not repeated, it may hold a password. */
+static int proxy_check(const char *proxy, struct bough_err *err)
+{
+    static const char *const schemes[] = {"http",    "https",  "socks4",
+                                          "socks4a", "socks5", "socks5h"};
+    char *scheme = NULL;
+    bool good = false;
+    if (!proxy || !*proxy)
+        return 0;
+    CURLU *u = curl_url();
+    if (u &&
+        curl_url_set(u, CURLUPART_URL, proxy, CURLU_NON_SUPPORT_SCHEME | CURLU_GUESS_SCHEME) ==
+            CURLUE_OK &&
+        curl_url_get(u, CURLUPART_SCHEME, &scheme, 0) == CURLUE_OK)
+        good = !strstr(proxy, "://");
+    for (size_t i = 0; scheme && i < sizeof schemes / sizeof *schemes; i++)
+        good = good || strcmp(scheme, schemes[i]) == 0;
+    curl_free(scheme);
+    curl_url_cleanup(u);
+    if (good)
+        return 0;
+    return bough_err_set(err, BOUGH_ERR_invalid,
+                         "proxy is no URL of a proxy: http://, https://, socks4://, socks4a://, "
+                         "socks5:// or socks5h:// and host:port");
+}
+
 struct bough_http *bough_http_open(struct bough_loop *loop,
                                    const struct bough_http_options *options, struct bough_err *err)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, curl_start);
+    if (proxy_check(options->proxy, err) < 0)
+        return NULL;
     struct bough_http *http = calloc(1, sizeof *http);
     if (!http) {
         bough_err_set(err, BOUGH_ERR_resource, "out of memory");
@@ -226,13 +272,14 @@ struct bough_http *bough_http_open(struct bough_loop *loop,
     http->refs = 1;
     http->loop = loop;
     http->trust_all = options->trust_all;
-    http->user_agent = options->user_agent ? strdup(options->user_agent) : NULL;
-    http->ca_file = options->ca_file ? strdup(options->ca_file) : NULL;
+    http->max_connections = options->max_connections;
     http->timer = timer_open(http);
     http->stall = timer_open(http);
     http->multi = multi_open();
     if (!http->multi || !http->timer || !http->stall ||
-        (options->user_agent && !http->user_agent) || (options->ca_file && !http->ca_file)) {
+        !text_copy(&http->user_agent, options->user_agent) ||
+        !text_copy(&http->ca_file, options->ca_file) ||
+        !text_copy(&http->ca_dir, options->ca_dir) || !text_copy(&http->proxy, options->proxy)) {
         bough_err_set(err, BOUGH_ERR_resource, "out of memory or descriptors");
         bough_http_unref(http);
         return NULL;
@@ -256,14 +303,18 @@ void bough_http_unref(struct bough_http *http)
         return;
     http->refs = 1; /* while closing */
     bough_http_close(http);
+    bough_origin_free_all(&http->origins);
     free(http->user_agent);
     free(http->ca_file);
+    free(http->ca_dir);
+    free(http->proxy);
     free(http);
 }
 
 void bough_http_close(struct bough_http *http)
 {
     http->refs++; /* the transfers' references go */
+    http->closing = true;
     while (http->transfers)
         bough_transfer_end(http->transfers, BOUGH_ERR_closed, "the client was closed");
     CURLM *multi = http->multi;

@@ -14,9 +14,10 @@
 #include "loop.h"
 
 struct bough_http_options {
-    const char *user_agent, *ca_file; /* NULL: the default */
-    long max_connections;             /* 0: as many as there are transfers */
-    bool trust_all;                   /* certificates are not checked */
+    const char *user_agent, *ca_file, *ca_dir; /* NULL: the default */
+    const char *proxy;    /* its URL; "": none; NULL: as the environment says */
+    long max_connections; /* 0: as many as there are transfers */
+    bool trust_all;       /* certificates are not checked */
 };
 
 struct bough_http {
@@ -24,11 +25,15 @@ struct bough_http {
     struct bough_loop *loop;
     void *multi;               /* libcurl's; NULL once it is closed */
     uv_timer_t *timer, *stall; /* libcurl's, and ours for peers that have fallen silent */
+    int64_t looked_ns;         /* when they were last looked for */
     struct bough_http_watch *watches;
     struct bough_transfer *transfers; /* under way */
-    size_t count;
-    char *user_agent, *ca_file;
-    bool trust_all;
+    size_t count, active;
+    struct bough_origin *origins;
+    int64_t freed_ns; /* when a connection was last given up or back */
+    char *user_agent, *ca_file, *ca_dir, *proxy;
+    long max_connections;
+    bool trust_all, closing;
 };
 
 struct bough_http *bough_http_open(struct bough_loop *loop,
@@ -36,6 +41,8 @@ struct bough_http *bough_http_open(struct bough_loop *loop,
 void bough_http_ref(struct bough_http *http);
 void bough_http_unref(struct bough_http *http); /* the last one closes it */
 void bough_http_close(struct bough_http *http); /* ends what is under way */
+/* Has transfers begin that wait, as far as they may. Not to be called by what libcurl calls. */
+void bough_http_admit(struct bough_http *http);
 /* Has silent transfers looked at by then. */
 void bough_http_stall_at(struct bough_http *http, int64_t due_ns);
 

@@ -4,6 +4,7 @@
 #define _GNU_SOURCE
 #include "lhttp.h"
 
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -60,11 +61,20 @@ static void push_answer(lua_State *L, const struct bough_transfer *t)
     lua_setfield(L, -2, "url");
 }
 
+/* Raises why it failed. */
+static int raise_failure(lua_State *L, const struct bough_transfer *t)
+{
+    bough_lerr_push(L, &t->err, OP);
+    lua_pushboolean(L, t->sent);
+    lua_setfield(L, -2, "sent");
+    return lua_error(L);
+}
+
 /* Pushes the result of a transfer that is done, or raises. */
 static int push_result(lua_State *L, const struct bough_transfer *t)
 {
     if (t->err.msg[0])
-        return bough_lerr_raise(L, &t->err, OP);
+        return raise_failure(L, t);
     push_answer(L, t);
     if (!t->spooling) {
         lua_pushlstring(L, t->answer.data ? t->answer.data : "", t->answer.size);
@@ -167,7 +177,7 @@ static int read_k(lua_State *L, int status, lua_KContext ctx)
     if (!t->done)
         return bough_wait(L, &t->changed, ctx, read_k);
     if (t->err.msg[0])
-        return bough_lerr_raise(L, &t->err, OP);
+        return raise_failure(L, t);
     lua_pushnil(L);
     return 1;
 }
@@ -260,7 +270,7 @@ static int open_k(lua_State *L, int status, lua_KContext ctx)
         return bough_wait(L, &t->changed, ctx, open_k);
     if (!t->headers_done) {
         if (t->err.msg[0])
-            return bough_lerr_raise(L, &t->err, OP);
+            return raise_failure(L, t);
         return bough_lerr(L, BOUGH_ERR_protocol, OP, "%s gave no answer", t->host);
     }
     struct handle *stream = lua_newuserdatauv(L, sizeof *stream, 2);
@@ -308,16 +318,27 @@ static int client_tostring(lua_State *L)
 /* The value stays on the stack. */
 static const char *option_text(lua_State *L, const char *name)
 {
+    size_t size = 0;
     int type = lua_getfield(L, 1, name);
     if (type != LUA_TNIL && type != LUA_TSTRING)
         bough_lerr(L, BOUGH_ERR_invalid, OP, "%s must be a string, not %s", name,
                    luaL_typename(L, -1));
-    return lua_tostring(L, -1);
+    const char *text = type == LUA_TSTRING ? lua_tolstring(L, -1, &size) : NULL;
+    if (text && (strlen(text) != size || strpbrk(text, "\r\n")))
+        bough_lerr(L, BOUGH_ERR_invalid, OP, "%s holds a line break or a NUL byte", name);
+    return text;
+}
+
+static const char *or_environment(const char *text, const char *name)
+{
+    const char *value = text ? text : getenv(name);
+    return value && *value ? value : NULL;
 }
 
 static void option_names(lua_State *L)
 {
-    static const char *const known[] = {"user_agent", "ca_file", "max_connections", "verify", NULL};
+    static const char *const known[] = {"user_agent", "ca_file", "max_connections",
+                                        "verify",     "proxy",   NULL};
     for (lua_pushnil(L); lua_next(L, 1) != 0; lua_pop(L, 1)) {
         const char *name = lua_type(L, -2) == LUA_TSTRING ? lua_tostring(L, -2) : "(no name)";
         int i = 0;
@@ -328,7 +349,7 @@ static void option_names(lua_State *L)
     }
 }
 
-/* http{ user_agent =, ca_file =, max_connections =, verify = }? -> client */
+/* http{ user_agent =, ca_file =, max_connections =, verify =, proxy = }? -> client */
 static int http_new(lua_State *L)
 {
     struct bough_http_options options = {0};
@@ -342,15 +363,23 @@ static int http_new(lua_State *L)
     luaL_checktype(L, 1, LUA_TTABLE);
     option_names(L);
     options.user_agent = option_text(L, "user_agent");
+    options.proxy = option_text(L, "proxy");
     options.ca_file = option_text(L, "ca_file");
     /* as the curl program has it */
-    if (!options.ca_file)
-        options.ca_file = getenv("CURL_CA_BUNDLE");
-    if (!options.ca_file)
-        options.ca_file = getenv("SSL_CERT_FILE");
-    lua_getfield(L, 1, "max_connections");
-    options.max_connections = (long)luaL_optinteger(L, -1, 0);
-    options.trust_all = lua_getfield(L, 1, "verify") == LUA_TBOOLEAN && !lua_toboolean(L, -1);
+    if (!options.ca_file) {
+        options.ca_file = or_environment(or_environment(NULL, "CURL_CA_BUNDLE"), "SSL_CERT_FILE");
+        options.ca_dir = or_environment(NULL, "SSL_CERT_DIR");
+    }
+    if (lua_getfield(L, 1, "max_connections") != LUA_TNIL) {
+        int is_integer;
+        lua_Integer most = lua_tointegerx(L, -1, &is_integer);
+        if (!is_integer || most < 0 || most > INT_MAX)
+            return bough_lerr(L, BOUGH_ERR_invalid, OP, "max_connections must be a whole number");
+        options.max_connections = (long)most;
+    }
+    if (lua_getfield(L, 1, "verify") != LUA_TNIL && !lua_isboolean(L, -1))
+        return bough_lerr(L, BOUGH_ERR_invalid, OP, "verify must be true or false");
+    options.trust_all = lua_isboolean(L, -1) && !lua_toboolean(L, -1);
 
     struct client *client = lua_newuserdatauv(L, sizeof *client, 0);
     client->http = NULL;

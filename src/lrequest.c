@@ -11,11 +11,10 @@
 #define OP "http"
 
 static const char *const known[] = {
-    "url",       "method",          "headers",  "body",
-    "sink",      "resume",          "http2",    "compressed",
-    "max_bytes", "connect_timeout", "timeout",  "stall_timeout",
-    "follow",    "username",        "password", "bearer",
-    NULL,
+    "url",     "method",        "headers",    "body",      "sink",
+    "resume",  "http2",         "compressed", "max_bytes", "connect_timeout",
+    "timeout", "stall_timeout", "follow",     "username",  "password",
+    "bearer",  "once",          NULL,
 };
 
 static int refuse(lua_State *L, const char *name, const char *wanted)
@@ -190,6 +189,7 @@ struct bough_transfer *bough_lrequest_start(lua_State *L, struct bough_http *htt
             bough_lerr(L, BOUGH_ERR_busy, OP, "the sink is in use by another transfer");
     }
     bool fetches = strcmp(request.method, "GET") == 0 || strcmp(request.method, "HEAD") == 0;
+    request.once = flag(L, "once", false);
     request.resume = flag(L, "resume", false);
     request.compressed = flag(L, "compressed", false);
     request.max_bytes = whole(L, "max_bytes", 16 << 20);

@@ -1,4 +1,4 @@
-/* lsink.c - `core.sink`: a local file that a download goes into, with its digest. */
+/* lsink.c - `core.sink`: a local file that a download, or whatever a caller writes, goes into, with its digest. */
 #define _GNU_SOURCE
 #include <string.h>
 
@@ -8,6 +8,8 @@
 #include "lhttp.h"
 #include "ltask.h"
 #include "lwait.h"
+
+#define WRITE_BYTES ((size_t)256 << 10) /* taken at a time: less than a spool's buffer */
 
 struct sink {
     struct bough_spool *spool; /* NULL once it is closed */
@@ -110,6 +112,38 @@ static int sink_sha256(lua_State *L)
     return sha256_k(L, LUA_OK, 0);
 }
 
+/* ctx: how much has been taken. */
+static int write_k(lua_State *L, int status, lua_KContext ctx)
+{
+    (void)status;
+    size_t size, done = (size_t)ctx;
+    const char *data = lua_tolstring(L, 2, &size);
+    struct bough_spool *spool = bough_sink_check(L, 1, "sink");
+    while (done < size) {
+        size_t piece = size - done < WRITE_BYTES ? size - done : WRITE_BYTES;
+        int taken = bough_spool_put(spool, data + done, piece);
+        if (taken < 0)
+            return bough_lerr_raise(L, &spool->err, "sink");
+        if (taken == 0) /* only work under way takes the room */
+            return bough_wait(L, &spool->changed, (lua_KContext)done, write_k);
+        done += piece;
+    }
+    lua_settop(L, 1);
+    return 1;
+}
+
+/* sink:write(data) -> sink. What it has taken is on its way to the file. Waits for room. One that is cancelled has taken
+ * some of it. */
+static int sink_write(lua_State *L)
+{
+    luaL_checkudata(L, 1, BOUGH_SINK);
+    if (lua_type(L, 2) != LUA_TSTRING)
+        return bough_lerr(L, BOUGH_ERR_invalid, "sink", "expected a string to write, not %s",
+                          luaL_typename(L, 2));
+    lua_settop(L, 2);
+    return write_k(L, LUA_OK, 0);
+}
+
 static int reset_k(lua_State *L, int status, lua_KContext ctx)
 {
     bool waited;
@@ -190,8 +224,11 @@ void bough_lsink_register(lua_State *L)
 {
     static const luaL_Reg meta[] = {
         {"__gc", sink_gc}, {"__close", sink_close}, {"__tostring", sink_tostring}, {NULL, NULL}};
-    static const luaL_Reg methods[] = {
-        {"sha256", sink_sha256}, {"reset", sink_reset}, {"close", sink_close}, {NULL, NULL}};
+    static const luaL_Reg methods[] = {{"write", sink_write},
+                                       {"sha256", sink_sha256},
+                                       {"reset", sink_reset},
+                                       {"close", sink_close},
+                                       {NULL, NULL}};
     bough_class_make(L, BOUGH_SINK, meta, methods, sink_index);
     lua_pushcfunction(L, sink_new);
     lua_setfield(L, -2, "sink");

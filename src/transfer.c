@@ -1,151 +1,165 @@
 #define _GNU_SOURCE
 #include "transfer.h"
 
-#include <curl/curl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 
 #include "sys.h"
+#include "transfer_priv.h"
 
 #define HEADERS_MOST ((size_t)512 << 10) /* of one exchange, redirects and all */
+#define UNPACK_BYTES ((size_t)16 << 10)  /* at a time */
+#define EXPECT_BYTES \
+    ((int64_t)1 << 20)   /* libcurl asks first whether a file from this size on is wanted */
+#define UNHEARD_MS 10000 /* without an acknowledgement a connection is dead */
 
-/* --- what went wrong -------------------------------------------------------------------------------- */
+/* --- where the body goes ----------------------------------------------------------------------------- */
 
-/* "example.org:5000" of a URL; NULL when it is none that may be fetched. */
-static char *host_of(const char *url, CURLUcode *why)
+static bool is_redirect(long status)
 {
-    char *host = NULL, *port = NULL, *scheme = NULL, *both = NULL;
-    CURLU *u = curl_url();
-    *why = u ? curl_url_set(u, CURLUPART_URL, url, CURLU_DISALLOW_USER) : CURLUE_OUT_OF_MEMORY;
-    if (*why == CURLUE_OK)
-        *why = curl_url_get(u, CURLUPART_SCHEME, &scheme, 0);
-    if (*why == CURLUE_OK && strcmp(scheme, "http") != 0 && strcmp(scheme, "https") != 0)
-        *why = CURLUE_UNSUPPORTED_SCHEME;
-    if (*why == CURLUE_OK)
-        *why = curl_url_get(u, CURLUPART_HOST, &host, 0);
-    if (*why == CURLUE_OK) {
-        bool with_port = curl_url_get(u, CURLUPART_PORT, &port, 0) == CURLUE_OK;
-        if (asprintf(&both, "%s%s%s", host, with_port ? ":" : "", with_port ? port : "") < 0)
-            both = NULL;
-    }
-    curl_free(scheme);
-    curl_free(host);
-    curl_free(port);
-    curl_url_cleanup(u);
-    return both;
+    return status == 301 || status == 302 || status == 303 || status == 307 || status == 308;
 }
 
-/* Redirects may have led elsewhere. */
-static void transfer_locate(struct bough_transfer *t)
+/* Compressed bytes have come for which there is no room. */
+static bool held(const struct bough_transfer *t)
 {
-    char *url = NULL;
-    CURLUcode why;
-    if (curl_easy_getinfo(t->easy, CURLINFO_EFFECTIVE_URL, &url) != CURLE_OK || !url)
-        return;
-    char *host = host_of(url, &why);
-    if (host) {
-        free(t->host);
-        t->host = host;
-    }
+    return t->more || t->packed_at < t->packed_size;
 }
 
-static int transfer_explain(struct bough_transfer *t, CURLcode code)
+static bool spool_has_room(const struct bough_spool *spool, size_t size)
 {
-    long sys = 0;
-    struct bough_err *err = &t->err;
-    transfer_locate(t);
-    curl_easy_getinfo(t->easy, CURLINFO_OS_ERRNO, &sys);
-    const char *host = t->host;
-    for (char *c = t->reason; *c; c++)
-        if ((unsigned char)*c < ' ')
-            *c = ' ';
-    const char *reason = t->reason[0] ? t->reason : curl_easy_strerror(code);
-    switch (code) {
-    case CURLE_COULDNT_RESOLVE_HOST:
-        return bough_err_set(err, BOUGH_ERR_transport,
-                             "cannot find the host %s: check its name and the network", host);
-    case CURLE_COULDNT_RESOLVE_PROXY:
-        return bough_err_set(err, BOUGH_ERR_transport,
-                             "cannot find the proxy for %s: check http_proxy and https_proxy",
-                             host);
-    case CURLE_COULDNT_CONNECT:
-        return bough_err_set(err, BOUGH_ERR_transport,
-                             "cannot connect to %s: %s: check the address and the network", host,
-                             sys ? strerror((int)sys) : "no answer");
-    case CURLE_OPERATION_TIMEDOUT:
-        if (t->active_ns == 0)
-            return bough_err_set(err, BOUGH_ERR_timeout,
-                                 "no connection to %s in time: check the address and the network",
-                                 host);
-        return bough_err_set(err, BOUGH_ERR_timeout, "%s did not finish its answer in time", host);
-    case CURLE_PEER_FAILED_VERIFICATION:
-        return bough_err_set(err, BOUGH_ERR_transport,
-                             "the certificate of %s is not to be trusted (%s): give ca_file if the "
-                             "host is yours",
-                             host, reason);
-    case CURLE_SSL_CACERT_BADFILE:
-        return bough_err_set(err, BOUGH_ERR_invalid, "ca_file %s cannot be used: %s",
-                             t->http->ca_file ? t->http->ca_file : "of the system", reason);
-    case CURLE_SSL_CONNECT_ERROR:
-    case CURLE_SSL_CERTPROBLEM:
-    case CURLE_SSL_CIPHER:
-        return bough_err_set(err, BOUGH_ERR_transport,
-                             "no TLS connection to %s (%s): does it speak https?", host, reason);
-    case CURLE_TOO_MANY_REDIRECTS:
-        return bough_err_set(err, BOUGH_ERR_protocol, "%s redirects more than %ld times", host,
-                             t->follow);
-    case CURLE_UNSUPPORTED_PROTOCOL:
-        if (t->follow > 0 && bough_answer_field(&t->answer, "location"))
-            return bough_err_set(err, BOUGH_ERR_transport,
-                                 "%s redirects away from https, which is refused", host);
-        return bough_err_set(err, BOUGH_ERR_protocol, "%s does not speak HTTP", host);
-    case CURLE_LOGIN_DENIED:
-    case CURLE_URL_MALFORMAT:
-        return bough_err_set(err, BOUGH_ERR_protocol,
-                             "%s redirects to a URL that cannot be followed", host);
-    case CURLE_WEIRD_SERVER_REPLY:
-    case CURLE_BAD_CONTENT_ENCODING:
-        return bough_err_set(err, BOUGH_ERR_protocol, "%s answers with nonsense: %s", host, reason);
-    case CURLE_OUT_OF_MEMORY:
-    case CURLE_FAILED_INIT:
-        return bough_err_set(err, BOUGH_ERR_resource, "out of memory or descriptors");
-    case CURLE_PARTIAL_FILE:
-    case CURLE_GOT_NOTHING:
-    case CURLE_RECV_ERROR:
-    case CURLE_SEND_ERROR:
-    case CURLE_SEND_FAIL_REWIND:
-    case CURLE_HTTP2:
-    case CURLE_HTTP2_STREAM:
-        return bough_err_set(err, BOUGH_ERR_transport,
-                             "the connection to %s was cut after %lld bytes of the answer: try "
-                             "again",
-                             host, (long long)t->received);
-    default:
-        return bough_err_set(err, BOUGH_ERR_transport, "%s: %s", host, reason);
+    if (spool->err.msg[0] || spool->closed)
+        return true; /* it will say so */
+    return !spool->reset_due && (!spool->busy || spool->work == BOUGH_SPOOL_WRITE) &&
+           spool->in_size + size <= BOUGH_SPOOL_BUFFER;
+}
+
+static bool has_room(const struct bough_transfer *t, size_t size)
+{
+    if (t->stream) {
+        size_t there = t->answer.size - t->answer.taken;
+        return there == 0 || there + size <= BOUGH_TRANSFER_STREAM;
     }
+    return !t->spooling || spool_has_room(t->spool, size);
+}
+
+/* Into memory; false ends the transfer, as below. */
+static bool body_keep(struct bough_transfer *t, const char *data, size_t size)
+{
+    if (bough_answer_append(&t->answer, data, size))
+        return true;
+    bough_err_set(&t->err, BOUGH_ERR_resource, "out of memory");
+    return false;
+}
+
+/* The body of an answer that says why there is nothing for the spool: its beginning will do. */
+static bool body_aside(struct bough_transfer *t, const char *data, size_t size)
+{
+    size_t left = BOUGH_TRANSFER_ASIDE - t->answer.size;
+    t->cut = size > left;
+    return body_keep(t, data, t->cut ? left : size) && !t->cut;
+}
+
+/* There is room. */
+static bool body_put(struct bough_transfer *t, const char *data, size_t size)
+{
+    if (t->stream) {
+        bough_cond_fire(&t->changed);
+    } else if (t->spooling) {
+        if (bough_spool_put(t->spool, data, size) <= 0) {
+            t->err = t->spool->err;
+            return false;
+        }
+        t->received += (int64_t)size;
+        return true;
+    } else if (t->spool) {
+        t->received += (int64_t)size;
+        return body_aside(t, data, size);
+    } else if ((int64_t)size > t->max_bytes - (int64_t)t->answer.size) {
+        bough_err_set(&t->err, BOUGH_ERR_resource,
+                      "%s sends more than the %lld bytes that are wanted", t->host,
+                      (long long)t->max_bytes);
+        return false;
+    }
+    t->received += (int64_t)size;
+    return body_keep(t, data, size);
+}
+
+/* Unpacks as much as there is room for, and moves *data ahead. */
+static bool unpack_from(struct bough_transfer *t, const char **data, size_t *size)
+{
+    char out[UNPACK_BYTES];
+    while ((*size > 0 || t->more) && has_room(t, sizeof out)) {
+        long got = bough_gunzip_take(t->gunzip, data, size, out, sizeof out);
+        if (got < 0) {
+            bough_err_set(&t->err, BOUGH_ERR_protocol,
+                          "%s sends a compressed answer that cannot be unpacked", t->host);
+            return false;
+        }
+        t->more = got == (long)sizeof out;
+        if (got > 0 && !body_put(t, out, (size_t)got))
+            return false;
+    }
+    return true;
+}
+
+static void packed_drop(struct bough_transfer *t)
+{
+    free(t->packed);
+    t->packed = NULL;
+    t->packed_at = t->packed_size = 0;
+    t->more = false;
+}
+
+/* Goes on with what is held. */
+static bool unpack_held(struct bough_transfer *t)
+{
+    const char *data = t->packed + t->packed_at;
+    size_t size = t->packed_size - t->packed_at;
+    bool good = unpack_from(t, &data, &size);
+    t->packed_at = t->packed_size - size;
+    if (!good || !held(t))
+        packed_drop(t);
+    return good;
+}
+
+static bool body_unpack(struct bough_transfer *t, const char *data, size_t size)
+{
+    if (!unpack_from(t, &data, &size))
+        return false;
+    if (size == 0)
+        return true;
+    t->packed = malloc(size);
+    if (!t->packed) {
+        bough_err_set(&t->err, BOUGH_ERR_resource, "out of memory");
+        return false;
+    }
+    memcpy(t->packed, data, size);
+    t->packed_size = size;
+    return true;
+}
+
+/* Whether the answer is all there, as far as its compression tells: what just breaks off has no trailer. */
+static bool is_whole(const struct bough_transfer *t)
+{
+    if (!t->gunzip || t->cut || bough_gunzip_ended(t->gunzip))
+        return true;
+    /* none at all is fine where something else says that it is over */
+    return !bough_gunzip_begun(t->gunzip) && (t->framed || strcmp(t->method, "HEAD") == 0 ||
+                                              t->answer.status == 204 || t->answer.status == 304);
 }
 
 /* --- what comes in, called by libcurl --------------------------------------------------------------- */
+
 static void transfer_moved(struct bough_transfer *t)
 {
     bool first = t->active_ns == 0;
     t->active_ns = bough_now_ns();
     if (first && t->stall_ms > 0)
         bough_http_stall_at(t->http, t->active_ns + t->stall_ms * 1000000);
-}
-
-/* CURLOPT_OPENSOCKETFUNCTION */
-static curl_socket_t open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *addr)
-{
-    (void)arg;
-    (void)purpose;
-    return socket(addr->family, addr->socktype | SOCK_CLOEXEC, addr->protocol);
-}
-
-static bool is_redirect(long status)
-{
-    return status == 301 || status == 302 || status == 303 || status == 307 || status == 308;
 }
 
 /* What a spool resumed at is given, or not: then it starts over. */
@@ -166,21 +180,62 @@ static bool resume_fits(struct bough_transfer *t)
     return true;
 }
 
+static bool unpack_prepare(struct bough_transfer *t)
+{
+    const char *encoding = bough_answer_field(&t->answer, "content-encoding");
+    if (!t->compressed || !encoding || !*encoding || strcasecmp(encoding, "identity") == 0)
+        return true;
+    if (strcasecmp(encoding, "gzip") != 0 && strcasecmp(encoding, "x-gzip") != 0) {
+        bough_err_set(&t->err, BOUGH_ERR_protocol,
+                      "%s sends an answer that is neither plain nor gzip, as it was told to",
+                      t->host);
+        return false;
+    }
+    t->gunzip = bough_gunzip_new();
+    if (!t->gunzip)
+        bough_err_set(&t->err, BOUGH_ERR_resource, "out of memory");
+    return t->gunzip != NULL;
+}
+
+/* Not the last answer: libcurl goes on. */
+static bool goes_on(struct bough_transfer *t, long status)
+{
+    if (status < 200)
+        return true;
+    t->sent = true;
+    if (t->follow > 0 && is_redirect(status) && bough_answer_field(&t->answer, "location")) {
+        t->asked = false; /* what comes next is another request */
+        return true;
+    }
+    /* libcurl had asked whether the file is wanted, and is told not to ask but to send it */
+    if (status == 417 && t->feed && t->feed->size > EXPECT_BYTES && !t->insists) {
+        t->insists = true;
+        t->asked = false;
+        return true;
+    }
+    return false;
+}
+
 /* The empty line after a block of headers; false ends the transfer. */
 static bool headers_end(struct bough_transfer *t)
 {
-    long status = 0;
+    long status = 0, version = 0;
     char *url = NULL;
     curl_easy_getinfo(t->easy, CURLINFO_RESPONSE_CODE, &status);
-    if (status < 200 ||
-        (t->follow > 0 && is_redirect(status) && bough_answer_field(&t->answer, "location")))
+    if (goes_on(t, status))
         return true;
-    transfer_locate(t);
+    bough_transfer_locate(t);
     if (curl_easy_getinfo(t->easy, CURLINFO_EFFECTIVE_URL, &url) == CURLE_OK && url)
         t->url = strdup(url);
+    curl_easy_getinfo(t->easy, CURLINFO_HTTP_VERSION, &version);
+    if (t->http2 && !t->away)
+        t->origin->version = version >= CURL_HTTP_VERSION_2_0 ? 2 : 1;
+    t->framed = version >= CURL_HTTP_VERSION_2_0 ||
+                bough_answer_field(&t->answer, "content-length") ||
+                bough_answer_field(&t->answer, "transfer-encoding");
     t->answer.status = status;
     t->spooling = t->spool && status >= 200 && status < 300;
-    if (t->spooling && t->resume_at > 0 && !resume_fits(t))
+    if (!unpack_prepare(t) || (t->spooling && t->resume_at > 0 && !resume_fits(t)))
         return false;
     const char *length = bough_answer_field(&t->answer, "content-length");
     long long bytes;
@@ -220,74 +275,19 @@ static size_t on_header(char *line, size_t one, size_t size, void *arg)
     return size;
 }
 
-/* Into memory; 0 ends the transfer. */
-static size_t body_keep(struct bough_transfer *t, const char *data, size_t size)
-{
-    if (bough_answer_append(&t->answer, data, size))
-        return size;
-    bough_err_set(&t->err, BOUGH_ERR_resource, "out of memory");
-    return 0;
-}
-
-/* The body of an answer that says why there is nothing for the spool: its beginning will do. */
-static size_t body_aside(struct bough_transfer *t, const char *data, size_t size)
-{
-    size_t left = BOUGH_TRANSFER_ASIDE - t->answer.size;
-    t->cut = size > left;
-    if (!t->cut)
-        return body_keep(t, data, size);
-    body_keep(t, data, left);
-    return 0;
-}
-
-static size_t body_pause(struct bough_transfer *t)
-{
-    t->paused |= CURLPAUSE_RECV;
-    return CURL_WRITEFUNC_PAUSE;
-}
-
-static size_t body_spool(struct bough_transfer *t, const char *data, size_t size)
-{
-    int taken = bough_spool_put(t->spool, data, size);
-    if (taken == 0)
-        return body_pause(t);
-    if (taken > 0)
-        return size;
-    t->err = t->spool->err;
-    return 0;
-}
-
-static size_t body_stream(struct bough_transfer *t, const char *data, size_t size)
-{
-    size_t there = t->answer.size - t->answer.taken;
-    bough_cond_fire(&t->changed);
-    if (there > 0 && there + size > BOUGH_TRANSFER_STREAM)
-        return body_pause(t);
-    return body_keep(t, data, size);
-}
-
-static size_t body_memory(struct bough_transfer *t, const char *data, size_t size)
-{
-    if ((int64_t)size <= t->max_bytes - (int64_t)t->answer.size)
-        return body_keep(t, data, size);
-    bough_err_set(&t->err, BOUGH_ERR_resource, "%s sends more than the %lld bytes that are wanted",
-                  t->host, (long long)t->max_bytes);
-    return 0;
-}
-
 /* CURLOPT_WRITEFUNCTION */
 static size_t on_body(char *data, size_t one, size_t size, void *arg)
 {
     struct bough_transfer *t = arg;
     (void)one;
     transfer_moved(t);
-    size_t took = t->stream     ? body_stream(t, data, size)
-                  : t->spooling ? body_spool(t, data, size)
-                  : t->spool    ? body_aside(t, data, size)
-                                : body_memory(t, data, size);
-    if (took == size)
-        t->received += (int64_t)size;
-    return took;
+    if (!t->headers_done) /* of an answer that is not the last */
+        return size;
+    if (held(t) || (!t->gunzip && !has_room(t, size))) {
+        t->paused |= CURLPAUSE_RECV;
+        return CURL_WRITEFUNC_PAUSE;
+    }
+    return (t->gunzip ? body_unpack(t, data, size) : body_put(t, data, size)) ? size : 0;
 }
 
 /* CURLOPT_READFUNCTION */
@@ -316,22 +316,140 @@ static int on_seek(void *arg, curl_off_t at, int origin)
     return CURL_SEEKFUNC_OK;
 }
 
-/* CURLOPT_PREREQFUNCTION: connected, about to ask. */
+/* CURLOPT_XFERINFOFUNCTION: a body in memory has no other sign of life. */
+static int on_progress(void *arg, curl_off_t total, curl_off_t now, curl_off_t up_total,
+                       curl_off_t up_now)
+{
+    struct bough_transfer *t = arg;
+    (void)total;
+    (void)now;
+    (void)up_total;
+    if (up_now != t->uploaded) {
+        t->uploaded = up_now;
+        transfer_moved(t);
+    }
+    return 0;
+}
+
+/* CURLOPT_OPENSOCKETFUNCTION */
+static curl_socket_t open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *addr)
+{
+    struct bough_transfer *t = arg;
+    (void)purpose;
+    if (t->phase == BOUGH_TRANSFER_STARTING && !t->opening) {
+        t->opening = true;
+        t->origin->opening++;
+    }
+    return socket(addr->family, addr->socktype | SOCK_CLOEXEC, addr->protocol);
+}
+
+/* Its phase and the origin's numbers. */
+static void transfer_enter(struct bough_transfer *t, enum bough_transfer_phase phase)
+{
+    struct bough_origin *origin = t->origin;
+    if (t->phase == BOUGH_TRANSFER_WAITING)
+        bough_origin_unqueue(origin, t);
+    else if (t->phase == BOUGH_TRANSFER_STARTING)
+        origin->starting--;
+    else if (t->phase == BOUGH_TRANSFER_ACTIVE) {
+        origin->active--;
+        t->http->active--;
+        origin->quiet_ns = t->http->freed_ns = bough_now_ns();
+    }
+    if (t->opening)
+        origin->opening--;
+    t->opening = false;
+    t->phase = phase;
+    if (phase == BOUGH_TRANSFER_WAITING)
+        bough_origin_queue(origin, t);
+    else if (phase == BOUGH_TRANSFER_STARTING)
+        origin->starting++;
+    else if (phase == BOUGH_TRANSFER_ACTIVE) {
+        origin->active++;
+        t->http->active++;
+    }
+}
+
+/* What says who asks is for the host that was named, and does not come back when that is where it ends. */
+static bool keep_to_origin(struct bough_transfer *t)
+{
+    CURLUcode why;
+    char *url = NULL, *origin = NULL;
+    if (t->away || curl_easy_getinfo(t->easy, CURLINFO_EFFECTIVE_URL, &url) != CURLE_OK || !url)
+        return t->away;
+    char *host = bough_transfer_host(url, &origin, &why);
+    if (host)
+        t->away = strcmp(origin, t->origin->name) != 0;
+    free(host);
+    free(origin);
+    return host && (!t->away || bough_transfer_bare(t));
+}
+
+/* CURLOPT_PREREQFUNCTION: connected, about to ask; for the second time where libcurl found a reused connection dead,
+ * or was told that the host is about to close it. */
 static int on_connected(void *arg, char *ip, char *local_ip, int port, int local_port)
 {
+    struct bough_transfer *t = arg;
+    long size = 0;
     (void)ip;
     (void)local_ip;
     (void)port;
     (void)local_port;
-    transfer_moved(arg);
+    if (t->phase == BOUGH_TRANSFER_STARTING)
+        transfer_enter(t, BOUGH_TRANSFER_ACTIVE);
+    transfer_moved(t);
+    curl_easy_getinfo(t->easy, CURLINFO_REQUEST_SIZE, &size);
+    bool again = t->asked && size != t->asked_size;
+    t->sent = t->sent || again;
+    if (t->once && again) {
+        bough_transfer_unanswered(t);
+        return CURL_PREREQFUNC_ABORT;
+    }
+    if (!keep_to_origin(t)) {
+        bough_err_set(&t->err, BOUGH_ERR_resource, "out of memory");
+        return CURL_PREREQFUNC_ABORT;
+    }
+    t->asked = true;
+    t->asked_size = size;
     return CURL_PREREQFUNC_OK;
 }
 
 /* --- the life of a transfer ------------------------------------------------------------------------- */
 
+static void set_callbacks(struct bough_transfer *t)
+{
+    CURL *easy = t->easy;
+    curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, on_header);
+    curl_easy_setopt(easy, CURLOPT_HEADERDATA, t);
+    curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, on_body);
+    curl_easy_setopt(easy, CURLOPT_WRITEDATA, t);
+    curl_easy_setopt(easy, CURLOPT_PREREQFUNCTION, on_connected);
+    curl_easy_setopt(easy, CURLOPT_PREREQDATA, t);
+    curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION, open_socket);
+    curl_easy_setopt(easy, CURLOPT_OPENSOCKETDATA, t);
+    if (t->feed) {
+        curl_easy_setopt(easy, CURLOPT_READFUNCTION, on_read);
+        curl_easy_setopt(easy, CURLOPT_READDATA, t);
+        curl_easy_setopt(easy, CURLOPT_SEEKFUNCTION, on_seek);
+        curl_easy_setopt(easy, CURLOPT_SEEKDATA, t);
+    }
+    if (t->body_size > 0) {
+        curl_easy_setopt(easy, CURLOPT_NOPROGRESS, 0L);
+        curl_easy_setopt(easy, CURLOPT_XFERINFOFUNCTION, on_progress);
+        curl_easy_setopt(easy, CURLOPT_XFERINFODATA, t);
+    }
+}
+
 static void transfer_settle(struct bough_transfer *t)
 {
     struct bough_http *http = t->http;
+    if (!t->err.msg[0] && !is_whole(t))
+        bough_err_set(&t->err, BOUGH_ERR_transport,
+                      "the answer of %s breaks off after %lld bytes, unpacked: try again", t->host,
+                      (long long)t->received);
+    packed_drop(t);
+    bough_gunzip_free(t->gunzip);
+    t->gunzip = NULL;
     if (t->spool) {
         if (t->spool->err.msg[0] && !t->err.msg[0])
             t->err = t->spool->err;
@@ -344,6 +462,7 @@ static void transfer_settle(struct bough_transfer *t)
         bough_feed_unref(t->feed);
         t->feed = NULL;
     }
+    transfer_enter(t, BOUGH_TRANSFER_DONE);
     if (t->prev)
         t->prev->next = t->next;
     else
@@ -357,28 +476,55 @@ static void transfer_settle(struct bough_transfer *t)
     bough_transfer_unref(t);
 }
 
-/* libcurl is done with it, or we are. What is in the spool's buffers still has to get into the file. */
+/* Of one that is ending: unpacks more where there is room, and settles when all is where it goes. */
+static void transfer_drain(struct bough_transfer *t)
+{
+    if (held(t) && !unpack_held(t))
+        packed_drop(t);
+    if (!held(t) && (!t->spool || !t->spool->busy))
+        transfer_settle(t);
+}
+
+/* A connection that others share, and on which nothing of ours has arrived for long, would swallow whatever is sent
+ * next: TCP itself takes a quarter of an hour to give it up. */
+static void connection_check(const struct bough_transfer *t)
+{
+    curl_socket_t fd = CURL_SOCKET_BAD;
+    struct tcp_info info;
+    socklen_t size = sizeof info;
+    if (t->http2 && t->asked &&
+        curl_easy_getinfo(t->easy, CURLINFO_ACTIVESOCKET, &fd) == CURLE_OK &&
+        fd != CURL_SOCKET_BAD && getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 &&
+        info.tcpi_unacked > 0 && info.tcpi_last_ack_recv >= UNHEARD_MS)
+        shutdown(fd, SHUT_RDWR);
+}
+
+/* libcurl is done with it, or we are. What is unpacked or in the spool's buffers late is still waited for. */
 void bough_transfer_finish(struct bough_transfer *t, int code)
 {
-    if (t->done || t->finishing)
+    long size = 0;
+    if (t->phase >= BOUGH_TRANSFER_ENDING)
         return;
-    t->finishing = true;
+    if (t->asked && curl_easy_getinfo(t->easy, CURLINFO_REQUEST_SIZE, &size) == CURLE_OK &&
+        size != t->asked_size)
+        t->sent = true;
     if (code == CURLE_OK && !t->headers_done)
         code = CURLE_GOT_NOTHING; /* libcurl takes half a header for a whole one */
     if (code != CURLE_OK && !t->err.msg[0] && !t->cut)
-        transfer_explain(t, (CURLcode)code);
-    if (t->added)
+        bough_transfer_explain(t, (CURLcode)code);
+    if (code == CURLE_OPERATION_TIMEDOUT)
+        connection_check(t);
+    if (t->phase >= BOUGH_TRANSFER_STARTING)
         curl_multi_remove_handle(t->http->multi, t->easy);
     curl_easy_cleanup(t->easy);
     t->easy = NULL;
-    t->added = false;
-    if (!t->spool || !t->spool->busy)
-        transfer_settle(t);
+    transfer_enter(t, BOUGH_TRANSFER_ENDING);
+    transfer_drain(t);
 }
 
 static void transfer_unpause(struct bough_transfer *t, int bits)
 {
-    if (!(t->paused & bits) || t->finishing)
+    if (!(t->paused & bits) || t->phase >= BOUGH_TRANSFER_ENDING)
         return;
     t->paused &= ~bits;
     t->active_ns = 0; /* the time while it was paused is nobody's silence */
@@ -388,205 +534,95 @@ static void transfer_unpause(struct bough_transfer *t, int bits)
         bough_transfer_finish(t, code);
 }
 
+/* There is room again in the spool, or in the stream's buffer. */
+static void transfer_resume(struct bough_transfer *t)
+{
+    if (t->phase == BOUGH_TRANSFER_ENDING) {
+        transfer_drain(t);
+        return;
+    }
+    if (held(t)) {
+        bool good = unpack_held(t);
+        if (!good) {
+            bough_transfer_finish(t, CURLE_WRITE_ERROR);
+            return;
+        }
+        if (held(t))
+            return;
+        t->active_ns = 0; /* as above */
+        transfer_moved(t);
+    }
+    transfer_unpause(t, CURLPAUSE_RECV);
+}
+
 static void on_room(void *arg)
 {
     struct bough_transfer *t = arg;
-    if (!t->finishing)
-        transfer_unpause(t, CURLPAUSE_RECV);
-    else if (!t->spool->busy)
-        transfer_settle(t);
+    struct bough_http *http = t->http;
+    bough_http_ref(http);
+    transfer_resume(t);
+    bough_http_admit(http);
+    bough_http_unref(http);
 }
 
-static void transfer_add(struct bough_transfer *t)
+static int64_t left_ms(const struct bough_transfer *t)
 {
-    t->added = true;
-    CURLMcode code = curl_multi_add_handle(t->http->multi, t->easy);
-    if (code != CURLM_OK) {
-        t->added = false;
+    int64_t left = t->timeout_ms - (bough_now_ns() - t->start_ns) / 1000000;
+    return left > 0 ? left : 1;
+}
+
+void bough_transfer_admit(struct bough_transfer *t)
+{
+    bool shares = t->http2 && t->origin->version != 1;
+    transfer_enter(t, BOUGH_TRANSFER_STARTING);
+    curl_easy_setopt(t->easy, CURLOPT_HTTP_VERSION,
+                     shares ? (long)CURL_HTTP_VERSION_2TLS : (long)CURL_HTTP_VERSION_1_1);
+    curl_easy_setopt(t->easy, CURLOPT_PIPEWAIT, shares ? 1L : 0L);
+    if (t->timeout_ms > 0)
+        curl_easy_setopt(t->easy, CURLOPT_TIMEOUT_MS, (long)left_ms(t));
+    if (curl_multi_add_handle(t->http->multi, t->easy) != CURLM_OK) {
+        transfer_enter(t, BOUGH_TRANSFER_PREPARING); /* libcurl does not have it */
         bough_transfer_finish(t, CURLE_OUT_OF_MEMORY);
     }
+}
+
+/* To be let in; what becomes of it is looked at by the time it is overdue. */
+static void transfer_wait(struct bough_transfer *t)
+{
+    transfer_enter(t, BOUGH_TRANSFER_WAITING);
+    int64_t due_ns = bough_transfer_due(t);
+    if (due_ns < INT64_MAX)
+        bough_http_stall_at(t->http, due_ns);
+    bough_http_admit(t->http);
 }
 
 static void on_ready(void *arg)
 {
     struct bough_transfer *t = arg;
-    if (t->added) {
+    struct bough_http *http = t->http;
+    bough_http_ref(http);
+    if (t->phase > BOUGH_TRANSFER_PREPARING) {
         transfer_unpause(t, CURLPAUSE_SEND);
+        bough_http_admit(http);
     } else if (t->feed->err.msg[0]) {
         t->err = t->feed->err;
         bough_transfer_finish(t, CURLE_READ_ERROR);
-    } else if (!t->finishing) {
-        curl_easy_setopt(t->easy, CURLOPT_INFILESIZE_LARGE, (curl_off_t)t->feed->size);
-        transfer_add(t);
-    }
-}
-
-static bool header_put(struct bough_transfer *t, const char *line)
-{
-    struct curl_slist *grown = curl_slist_append(t->header_list, line);
-    if (grown)
-        t->header_list = grown;
-    return grown != NULL;
-}
-
-/* NULL: out of memory. */
-static char *base64(const char *text)
-{
-    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    size_t size = strlen(text);
-    char *out = malloc((size + 2) / 3 * 4 + 1), *at = out;
-    for (size_t i = 0; out && i < size; i += 3) {
-        uint32_t bits = 0;
-        for (size_t j = i; j < i + 3; j++)
-            bits = bits << 8 | (j < size ? (unsigned char)text[j] : 0);
-        for (size_t j = 0; j < 4; j++)
-            *at++ = i + j > size ? '=' : digits[bits >> (18 - 6 * j) & 63];
-    }
-    if (out)
-        *at = '\0';
-    return out;
-}
-
-/* As a header of ours: libcurl keeps that to the first host as well, but would put a user name that it is given
- * into the URL when it is sent on. */
-static bool header_login(struct bough_transfer *t, const struct bough_request *request)
-{
-    char *line = NULL, *both = NULL, *basic = NULL;
-    if (request->bearer) {
-        if (asprintf(&line, "Authorization: Bearer %s", request->bearer) < 0)
-            line = NULL;
     } else {
-        if (asprintf(&both, "%s:%s", request->username, request->password) < 0)
-            both = NULL;
-        basic = both ? base64(both) : NULL;
-        if (!basic || asprintf(&line, "Authorization: Basic %s", basic) < 0)
-            line = NULL;
+        curl_easy_setopt(t->easy, CURLOPT_INFILESIZE_LARGE, (curl_off_t)t->feed->size);
+        transfer_wait(t);
     }
-    bool good = line && header_put(t, line);
-    free(line);
-    free(basic);
-    free(both);
-    return good;
-}
-
-static bool set_headers(struct bough_transfer *t, const struct bough_request *request)
-{
-    bool typed = false, good = true;
-    for (char **h = request->headers; h && *h && good; h++) {
-        typed = typed || strncasecmp(*h, "content-type:", 13) == 0;
-        good = header_put(t, *h);
-    }
-    if (!typed && request->body)
-        good = good && header_put(t, "Content-Type:"); /* not what an HTML form would send */
-    if (request->body)
-        good = good && header_put(t, "Expect:");
-    if (request->username || request->bearer)
-        good = good && header_login(t, request);
-    if (t->resume_at > 0) {
-        char line[64];
-        snprintf(line, sizeof line, "Range: bytes=%lld-", (long long)t->resume_at);
-        good = good && header_put(t, line);
-    }
-    return good;
-}
-
-static void set_method(struct bough_transfer *t)
-{
-    CURL *easy = t->easy;
-    const char *natural = "GET"; /* what the options below stand for */
-    if (t->feed) {
-        curl_easy_setopt(easy, CURLOPT_UPLOAD, 1L);
-        curl_easy_setopt(easy, CURLOPT_READFUNCTION, on_read);
-        curl_easy_setopt(easy, CURLOPT_READDATA, t);
-        curl_easy_setopt(easy, CURLOPT_SEEKFUNCTION, on_seek);
-        curl_easy_setopt(easy, CURLOPT_SEEKDATA, t);
-        natural = "PUT";
-    } else if (t->body) {
-        curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)t->body_size);
-        curl_easy_setopt(easy, CURLOPT_POSTFIELDS, t->body);
-        natural = "POST";
-    } else if (strcmp(t->method, "HEAD") == 0) {
-        curl_easy_setopt(easy, CURLOPT_NOBODY, 1L);
-        natural = "HEAD";
-    }
-    if (strcmp(t->method, natural) != 0)
-        curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, t->method);
-}
-
-/* What stays on this machine is no proxy's business: it may be without encryption for that reason. */
-static bool is_here(const char *host)
-{
-    size_t size = strcspn(host, ":");
-    return (size == 9 && strncasecmp(host, "localhost", 9) == 0) || strncmp(host, "127.", 4) == 0 ||
-           strncmp(host, "[::1]", 5) == 0;
-}
-
-static void set_security(const struct bough_transfer *t, const struct bough_request *request)
-{
-    CURL *easy = t->easy;
-    bool secure = strncasecmp(request->url, "https:", 6) == 0;
-#if LIBCURL_VERSION_NUM >= 0x075500
-    curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https");
-    curl_easy_setopt(easy, CURLOPT_REDIR_PROTOCOLS_STR, secure ? "https" : "http,https");
-#else
-    long both = CURLPROTO_HTTP | CURLPROTO_HTTPS;
-    curl_easy_setopt(easy, CURLOPT_PROTOCOLS, both);
-    curl_easy_setopt(easy, CURLOPT_REDIR_PROTOCOLS, secure ? (long)CURLPROTO_HTTPS : both);
-#endif
-    curl_easy_setopt(easy, CURLOPT_DISALLOW_USERNAME_IN_URL, 1L);
-    if (is_here(t->host))
-        curl_easy_setopt(easy, CURLOPT_PROXY, "");
-    if (t->http->ca_file)
-        curl_easy_setopt(easy, CURLOPT_CAINFO, t->http->ca_file);
-    if (t->http->trust_all) {
-        curl_easy_setopt(easy, CURLOPT_SSL_VERIFYPEER, 0L);
-        curl_easy_setopt(easy, CURLOPT_SSL_VERIFYHOST, 0L);
-    }
-}
-
-static void set_options(struct bough_transfer *t, const struct bough_request *request)
-{
-    CURL *easy = t->easy;
-    curl_easy_setopt(easy, CURLOPT_URL, request->url);
-    curl_easy_setopt(easy, CURLOPT_PRIVATE, t);
-    curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, t->reason);
-    curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
-    curl_easy_setopt(easy, CURLOPT_USERAGENT, t->http->user_agent ? t->http->user_agent : "bough");
-    curl_easy_setopt(easy, CURLOPT_HTTPHEADER, t->header_list);
-    curl_easy_setopt(easy, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
-    curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, on_header);
-    curl_easy_setopt(easy, CURLOPT_HEADERDATA, t);
-    curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, on_body);
-    curl_easy_setopt(easy, CURLOPT_WRITEDATA, t);
-    curl_easy_setopt(easy, CURLOPT_PREREQFUNCTION, on_connected);
-    curl_easy_setopt(easy, CURLOPT_PREREQDATA, t);
-    curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION, open_socket);
-    curl_easy_setopt(easy, CURLOPT_TCP_KEEPALIVE, 1L);
-    curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long)request->connect_ms);
-    curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, (long)request->timeout_ms);
-    curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, t->follow > 0 ? 1L : 0L);
-    curl_easy_setopt(easy, CURLOPT_MAXREDIRS, t->follow);
-    curl_easy_setopt(easy, CURLOPT_HTTP_VERSION,
-                     request->http2 ? (long)CURL_HTTP_VERSION_2TLS : (long)CURL_HTTP_VERSION_1_1);
-    if (request->compressed)
-        curl_easy_setopt(easy, CURLOPT_ACCEPT_ENCODING, "gzip, deflate");
-    if (t->spool)
-        curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, 256L << 10);
-#if LIBCURL_VERSION_NUM >= 0x075700
-    /* Giving up a name lookup does not wait for it: the loop must not stand still. */
-    curl_easy_setopt(easy, CURLOPT_QUICK_EXIT, 1L);
-#endif
-    set_security(t, request);
-    set_method(t);
+    bough_http_unref(http);
 }
 
 static void transfer_free(struct bough_transfer *t)
 {
     bough_cond_destroy(&t->changed);
     bough_answer_free(&t->answer);
-    curl_slist_free_all(t->header_list);
     if (t->easy)
         curl_easy_cleanup(t->easy);
+    curl_slist_free_all(t->header_list);
+    if (t->origin)
+        bough_origin_leave(&t->http->origins, t->origin);
     if (t->spool)
         bough_spool_unref(t->spool);
     if (t->feed)
@@ -610,51 +646,66 @@ static int refuse_url(struct bough_err *err, CURLUcode why)
                          curl_url_strerror(why));
 }
 
+/* What is to be had without libcurl's handle. */
+static int transfer_fill(struct bough_transfer *t, const struct bough_request *request,
+                         struct bough_err *err)
+{
+    CURLUcode why = CURLUE_OUT_OF_MEMORY;
+    char *origin = NULL;
+    t->expected = -1;
+    t->start_ns = bough_now_ns();
+    t->max_bytes = request->max_bytes;
+    t->connect_ms = request->connect_ms;
+    t->timeout_ms = request->timeout_ms;
+    t->stall_ms = request->stall_ms;
+    t->stream = request->stream;
+    t->follow = request->follow;
+    t->once = request->once;
+    t->http2 = request->http2 && strncasecmp(request->url, "https:", 6) == 0;
+    if (request->spool) {
+        t->spool = request->spool;
+        bough_spool_ref(t->spool);
+        t->resume_at = request->resume ? t->spool->size : 0;
+    }
+    t->compressed = request->compressed && t->resume_at == 0; /* offsets are those of the file */
+    if (!t->http->multi)
+        return bough_err_set(err, BOUGH_ERR_closed, "the client is closed");
+    t->host = bough_transfer_host(request->url, &origin, &why);
+    if (!t->host)
+        return refuse_url(err, why);
+    t->origin = bough_origin_join(&t->http->origins, origin);
+    free(origin);
+    t->method = strdup(request->method);
+    if (request->body && (t->body = malloc(request->body_size + 1)) != NULL) {
+        memcpy(t->body, request->body, request->body_size);
+        t->body_size = request->body_size;
+    }
+    if (!t->origin || !t->method || (request->body && !t->body) || !bough_transfer_ask(t, request))
+        return refuse_url(err, CURLUE_OUT_OF_MEMORY);
+    return 0;
+}
+
 struct bough_transfer *bough_transfer_start(struct bough_http *http,
                                             const struct bough_request *request,
                                             struct bough_err *err)
 {
-    CURLUcode why = CURLUE_OUT_OF_MEMORY;
     struct bough_transfer *t = calloc(1, sizeof *t);
     if (!t) {
         if (request->feed)
             bough_feed_unref(request->feed);
-        refuse_url(err, why);
+        refuse_url(err, CURLUE_OUT_OF_MEMORY);
         return NULL;
     }
     t->refs = 1;
     t->http = http;
     bough_http_ref(http);
     bough_cond_init(&t->changed, http->loop);
-    t->expected = -1;
-    t->max_bytes = request->max_bytes;
-    t->stall_ms = request->stall_ms;
-    t->stream = request->stream;
-    t->follow = request->follow;
     t->feed = request->feed;
-    t->method = strdup(request->method);
-    if (request->spool) {
-        t->spool = request->spool;
-        bough_spool_ref(t->spool);
-        t->resume_at = request->resume ? t->spool->size : 0;
-    }
-    if (request->body && (t->body = malloc(request->body_size + 1)) != NULL) {
-        memcpy(t->body, request->body, request->body_size);
-        t->body_size = request->body_size;
-    }
-    t->host = host_of(request->url, &why);
-    if (!http->multi)
-        bough_err_set(err, BOUGH_ERR_closed, "the client is closed");
-    else if (!t->host)
-        refuse_url(err, why);
-    else if (!t->method || (request->body && !t->body) || !set_headers(t, request) ||
-             !(t->easy = curl_easy_init()))
-        refuse_url(err, CURLUE_OUT_OF_MEMORY);
-    if (!t->easy) {
+    if (transfer_fill(t, request, err) < 0) {
         transfer_free(t);
         return NULL;
     }
-    set_options(t, request);
+    set_callbacks(t);
     t->refs++;
     t->next = http->transfers;
     if (t->next)
@@ -665,10 +716,13 @@ struct bough_transfer *bough_transfer_start(struct bough_http *http,
         t->spool->on_room = on_room;
         t->spool->arg = t;
     }
-    if (t->feed)
-        bough_feed_start(t->feed, on_ready, t);
-    else
-        transfer_add(t);
+    if (!t->feed) {
+        transfer_wait(t);
+        return t;
+    }
+    if (t->timeout_ms > 0)
+        bough_http_stall_at(http, bough_transfer_due(t));
+    bough_feed_start(t->feed, on_ready, t);
     return t;
 }
 
@@ -680,20 +734,26 @@ void bough_transfer_unref(struct bough_transfer *t)
 
 void bough_transfer_end(struct bough_transfer *t, enum bough_err_kind kind, const char *why)
 {
+    struct bough_http *http = t->http;
     if (t->done)
         return;
     bough_err_set(&t->err, kind, "%s", why);
-    if (!t->finishing)
-        bough_transfer_finish(t, CURLE_ABORTED_BY_CALLBACK);
-    if (!t->done) /* the spool gets the rest into its file without us */
+    packed_drop(t);
+    bough_http_ref(http);
+    bough_transfer_finish(t, CURLE_ABORTED_BY_CALLBACK);
+    if (t->phase == BOUGH_TRANSFER_ENDING) /* the spool gets the rest into its file without us */
         transfer_settle(t);
+    bough_http_admit(http);
+    bough_http_unref(http);
 }
 
 void bough_transfer_taken(struct bough_transfer *t, size_t size)
 {
     bough_answer_take(&t->answer, size);
-    if (!t->done && t->answer.size - t->answer.taken <= BOUGH_TRANSFER_STREAM / 2)
-        transfer_unpause(t, CURLPAUSE_RECV);
+    if (!t->done && t->answer.size - t->answer.taken <= BOUGH_TRANSFER_STREAM / 2) {
+        transfer_resume(t);
+        bough_http_admit(t->http);
+    }
 }
 
 void bough_transfer_progress(const struct bough_transfer *t, int64_t *done, int64_t *total)
@@ -703,6 +763,60 @@ void bough_transfer_progress(const struct bough_transfer *t, int64_t *done, int6
         *total = t->feed->size > 0 ? t->feed->size : 0;
         return;
     }
+    if (t->body_size > 0 && !t->headers_done) {
+        *done = t->uploaded;
+        *total = (int64_t)t->body_size;
+        return;
+    }
     *done = t->received;
     *total = t->expected > 0 ? t->expected : 0;
+}
+
+/* --- what takes too long ------------------------------------------------------------------------------ */
+
+static int64_t later(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* libcurl counts only from where it has begun to connect. In the queue behind others that do no better, the time is
+ * the same; behind those that are being served it is not. */
+static int64_t connect_from(const struct bough_transfer *t)
+{
+    const struct bough_http *http = t->http;
+    if (t->origin->active > 0)
+        return bough_now_ns();
+    if (http->max_connections == 0)
+        return later(t->start_ns, t->origin->quiet_ns);
+    if (http->active >= (size_t)http->max_connections)
+        return bough_now_ns();
+    return later(t->start_ns, http->freed_ns);
+}
+
+static int64_t start_due(const struct bough_transfer *t)
+{
+    int64_t total_ns = INT64_MAX, connect_ns = INT64_MAX;
+    if (t->timeout_ms > 0)
+        total_ns = t->start_ns + t->timeout_ms * 1000000;
+    if (t->connect_ms > 0 && t->phase > BOUGH_TRANSFER_PREPARING)
+        connect_ns = connect_from(t) + t->connect_ms * 1000000;
+    return total_ns < connect_ns ? total_ns : connect_ns;
+}
+
+int64_t bough_transfer_due(const struct bough_transfer *t)
+{
+    if (t->phase < BOUGH_TRANSFER_ACTIVE)
+        return start_due(t);
+    if (t->phase > BOUGH_TRANSFER_ACTIVE || t->stall_ms == 0 || t->active_ns == 0 ||
+        t->paused != 0 || held(t))
+        return INT64_MAX;
+    return t->active_ns + t->stall_ms * 1000000;
+}
+
+void bough_transfer_overdue(struct bough_transfer *t)
+{
+    if (t->phase == BOUGH_TRANSFER_ACTIVE)
+        bough_err_set(&t->err, BOUGH_ERR_timeout, "%s has been silent for %g s: try again later",
+                      t->host, (double)t->stall_ms / 1000);
+    bough_transfer_finish(t, CURLE_OPERATION_TIMEDOUT);
 }
