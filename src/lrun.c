@@ -79,15 +79,16 @@ static int wait_k(lua_State *L, int status, lua_KContext ctx)
     (void)ctx;
     struct lrun *l = check(L);
     struct bough_run *run = l->run;
-    int result;
-    if (bough_served_due(&l->served))
-        return bough_served_call(L, &l->served);
-    if (run->state == BOUGH_RUN_FAILED)
-        return bough_lerr_raise(L, &run->err, "run");
-    bool drained = bough_served_drained(&l->served);
-    if (drained && bough_served_last(L, &l->served, &result))
-        return result;
-    if (run->state != BOUGH_RUN_DONE || !drained)
+    for (bool again = true; again;) {
+        again = bough_served_due(&l->served);
+        if (again)
+            bough_served_call(L, &l->served);
+        else if (run->state == BOUGH_RUN_FAILED)
+            return bough_lerr_raise(L, &run->err, "run");
+        else if (bough_served_drained(&l->served))
+            again = bough_served_last(L, &l->served);
+    }
+    if (run->state != BOUGH_RUN_DONE || !bough_served_drained(&l->served))
         return bough_wait(L, &run->changed, 0, wait_k);
     if (run->closed)
         return bough_lerr(L, BOUGH_ERR_cancelled, "run", "the run was closed");

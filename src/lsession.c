@@ -362,8 +362,8 @@ static const luaL_Reg session_methods[] = {
 };
 
 static const char *const delegates[] = {
-    "read", "ls",     "entries", "walk", "stream", "download", "parent", "children",
-    "diff", "export", "find",    "glob", "grep",   "stat",     "boot",   NULL,
+    "read", "ls",     "entries", "walk", "stream", "download", "archive", "parent", "children",
+    "diff", "export", "find",    "glob", "grep",   "stat",     "boot",    NULL,
 };
 
 static const luaL_Reg session_meta[] = {
