@@ -10,11 +10,11 @@ PACKAGES := gcc libc6-dev make pkg-config \
   libcurl4-openssl-dev libssl-dev libpcre2-dev libmicrohttpd-dev lua-cjson busybox-static uidmap
 # what the tests use besides
 TEST_PACKAGES := lua-busted lua-check lua-cqueues lua-luv lua-system luarocks valgrind mmdebstrap zstd xz-utils \
-  skopeo podman docker-registry tmux vim-tiny less
+  skopeo podman docker-registry tmux vim-tiny less curl nghttp2-proxy
 # what `make lint`, `make fuzz` and `make bench` use besides
 LINT_PACKAGES := clang-format clang-tidy
 FUZZ_PACKAGES := clang
-BENCH_PACKAGES := bubblewrap crun runc lua-system lua-luv podman mmdebstrap zstd
+BENCH_PACKAGES := bubblewrap crun runc lua-system lua-luv podman mmdebstrap zstd curl wrk
 
 # --- what may be set from outside ------------------------------------------
 LUA_VERSION ?= 5.4

@@ -397,7 +397,7 @@ local function programme()
 
   if wanted "wire" then
     require("bench.wire").run { now = now, say = say, median = median, scaled = scaled, dir = dir,
-      quick = opts.quick, output_of = output_of, installed = installed }
+      quick = opts.quick, output_of = output_of, installed = installed, build = opts.build }
   end
 
   -- Last: the memory stays with the process.

@@ -41,9 +41,8 @@ local function canned(t, events, seconds)
 end
 
 local function serve(t)
-  return start(t, ("lua5.4 bin/bough serve --home %s/serve --port 0 --token %s --image busybox --log none"
-    .. " --limit instance_max_concurrency=2000")
-    :format(t.dir, TOKEN))
+  return start(t, ("env BOUGH_BUILD=%s lua5.4 bin/bough serve --home %s/serve --port 0 --token %s --image busybox"
+    .. " --log none --limit instance_max_concurrency=2000"):format(t.build, t.dir, TOKEN))
 end
 
 local function open(server, options)
@@ -116,7 +115,7 @@ end
 local function live_streams(t, name, server, count, command)
   local box <close> = open(server, { max_concurrency = count })
   local image = box.images:use "busybox"
-  image:run { command[1] or "true", stdout = function() end } -- what is loaded once
+  image:run { command[1] or "true", stdout = function() end, disposable = true } -- what is loaded once
   collectgarbage()
   collectgarbage()
   local before, peak, lines = resident(), 0, 0

@@ -17,6 +17,8 @@ local expected = {
   ["pipeline.lua"] = { "grep %-c 7%s+19\n3 the\n1 dog\n", "last line:%s+two%s+lines:%s+2\n",
     "status:%s+0%s+stages:%s+3%s+0\n",
     "stage 1 .-exit code 3", "> hello\n> world\n" },
+  ["contree.lua"] = { "engine \"http://127.0.0.1:%d+\"", "1%s+one three two", "2%s+two three one",
+    "got four\ngot five\nexit%s+0%s+2" },
   ["demo.lua"] = { "retry until it reads%s+stopped at its time limit",
     "let awk add it up%s+ok: the bill is 450", "dropped 3 images" },
 }
