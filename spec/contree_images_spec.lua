@@ -9,6 +9,7 @@ local engine = require "bough.engine"
 local fixture = require "spec.engine.fixture"
 local raises = require "spec.support.raises"
 local scratch = require "spec.support.scratch"
+local serve_process = require "spec.support.serve_process"
 
 local BASE = "aaaaaaaa-0000-4000-8000-000000000000"
 local NOWHERE = "bbbbbbbb-0000-4000-8000-000000000000"
@@ -893,5 +894,87 @@ C /young (content)
     } do
       assert.match("denied", raises("denied", call).kind)
     end
+  end)
+end)
+
+describe("over bough serve", function()
+  local box, base, image
+
+  setup(function()
+    box = serve_process.start():open()
+    base = box.images:use "busybox"
+    image = base:run [[
+      mkdir -p /t/a/deep /t/b; cd /t; printf 'int x;\nint y;\n' >a/x.c; printf 'int z' >a/deep/z.c; echo none >b/n.txt
+      ln -s a/deep link; mkfifo b/fifo; chmod 4755 a/x.c; chown 3:4 b; rm /etc/group; echo more >>/etc/passwd]]
+  end)
+
+  teardown(function()
+    box:close()
+    serve_process.stop_all()
+  end)
+
+  local function paths(entries)
+    local all = {}
+    for i, entry in ipairs(entries) do all[i] = entry.full_path end
+    return all
+  end
+
+  it("trees are walked, globbed and searched", function()
+    local seen = {}
+    for entry in image:walk "/t" do seen[#seen + 1] = entry.full_path end
+    local expected = { "/t/a", "/t/a/deep", "/t/a/deep/z.c", "/t/a/x.c", "/t/b", "/t/b/fifo", "/t/b/n.txt", "/t/link" }
+    assert.same(expected, seen)
+    assert.same({ "/t/a/deep/z.c", "/t/a/x.c" }, image:glob "/t/**/*.c")
+    assert.same({ "/t/b/fifo" }, paths(image:find { path = "/t", kind = "fifo" }))
+    assert.same({ "/t/a/x.c" }, paths(image:find { path = "/t", name = "*.c", larger = 10 }))
+    assert.equal(3, image:stat("/t/b").uid)
+    assert.equal(4, image:stat("/t/b").gid)
+    assert.equal("4755", image:stat("/t/a/x.c").mode_string)
+    assert.equal("/t/link/z.c", image:ls("/t/link")[1].full_path)
+    local found = image:grep("int [xz]", { path = "/t" })
+    assert.equal("/t/a/deep/z.c:1: int z", tostring(found.matches[1]))
+    assert.equal("/t/a/x.c:1: int x;", tostring(found.matches[2]))
+    assert.equal(2, #found.matches)
+    assert.is_true(found.matches[1].unended)
+    assert.same({ { 1, 5 } }, found.matches[2].submatches)
+    assert.equal(1, #image:grep("int", { path = "/t", glob = "/a/*.c", max_count = 1 }).matches)
+    assert.equal(2, #image:grep(".", { path = "/t/a/x.c", fixed = false }).matches)
+    assert.equal(0, #image:grep(".", { path = "/t/a/x.c", fixed = true }).matches)
+  end)
+
+  it("images are compared", function()
+    assert.equal("D /etc/group\nC /etc/passwd (content)\nA /t\n",
+      image:diff(base):text():gsub("A /t/[^\n]*\n", ""))
+    local other = base:run "echo 1 >/same"
+    assert.equal("C /same (content)\n", other:run("echo 2 >/same"):diff(other):text())
+    assert.equal("", other:run("touch /same"):diff(other):text())
+  end)
+
+  it("files and trees come out, and go in", function()
+    local dir = scratch.dir()
+    local tree, result = image:download("/t", dir .. "/tree")
+    assert.equal("int z", fixture.read_file(tree .. "/a/deep/z.c"))
+    assert.equal("a/deep\n", scratch.sh("readlink " .. tree .. "/link"))
+    assert.is_true(result.files >= 7)
+    image:download("/t/link", dir .. "/link")
+    assert.equal("int z", fixture.read_file(dir .. "/link/z.c"))
+    assert.equal("link\ntree\n", scratch.sh("ls -A " .. dir))
+    local parts = {}
+    for piece in image:archive "/t/a" do parts[#parts + 1] = piece end
+    local file = io.open(dir .. "/a.tar", "wb")
+    file:write(table.concat(parts))
+    file:close()
+    assert.match("t/a/deep/z.c\n", scratch.sh(("tar -tf %s/a.tar"):format(dir)), 1, true)
+    local put = base:apply_files { ["/in"] = bough.dir(tree, { exclude = { "link", "fifo" } }), ["/x"] = bough.bytes(
+      "x", { mode = "0700", uid = 5 }) }
+    assert.equal("files", put.origin)
+    assert.equal("int z", put:read "/in/a/deep/z.c")
+    assert.equal("0700", put:stat("/x").mode_string)
+    assert.equal(5, put:stat("/x").uid)
+    local again = box.images:get(put.uuid)
+    assert.equal("files", again.origin)
+    assert.equal(base.uuid, again.parent_uuid)
+    assert.match("^files: /in/a/deep/z.c, ", again.command)
+    assert.match("KiB  files: /in/a/deep/z.c, ", box:tree { root = base }, 1, true)
   end)
 end)

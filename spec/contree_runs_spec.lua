@@ -172,8 +172,10 @@ describe("on a ConTree service", function()
     end)
 
     it("has a user by number, or by the name that the image gives him", function()
-      for user, ids in pairs { ["7:8"] = { 7, 8 }, ["0"] = { 0, 0 }, jane = { 1000, 1001 }, ["jane:staff"] = { 1000, 50 },
-        ["1000"] = { 1000, 1001 }, ["9"] = { 9, 0 }, ["9:staff"] = { 9, 50 } } do
+      for user, ids in pairs {
+        ["7:8"] = { 7, 8 }, ["0"] = { 0, 0 }, jane = { 1000, 1001 }, ["jane:staff"] = { 1000, 50 },
+        ["1000"] = { 1000, 1001 }, ["9"] = { 9, 0 }, ["9:staff"] = { 9, 50 },
+      } do
         base:run { "out", user = user }
         local sent = body(SPAWN)
         assert.same(ids, { sent.uid, sent.gid }, user)
@@ -191,7 +193,8 @@ describe("on a ConTree service", function()
       assert.same({ "env", { "-u", "A", "-u", "B", "out", "x" }, { C = "1" } }, { sent.command, sent.args, sent.env })
       base:run { "out", "x", stderr = bough.STDOUT }
       sent = body(SPAWN)
-      assert.same({ "/bin/sh", { "-c", 'exec "$@" 2>&1', "sh", "out", "x" }, false }, { sent.command, sent.args, sent.shell })
+      assert.same({ "/bin/sh", { "-c", 'exec "$@" 2>&1', "sh", "out", "x" }, false },
+        { sent.command, sent.args, sent.shell })
       base:run { shell = "out x", stderr = bough.STDOUT }
       sent = body(SPAWN)
       assert.same({ "exec 2>&1\nout x", true }, { sent.command, sent.shell })
@@ -216,7 +219,8 @@ describe("on a ConTree service", function()
 
     it("tells how much of its output was dropped", function()
       assert.same({ stdout = 5 }, base:run("out x;dropped stdout 5").result.truncated)
-      assert.same({ stdout = 7, stderr = 1 }, base:run("dropped stdout 3;dropped stdout 7;dropped stderr 1").result.truncated)
+      local several = base:run "dropped stdout 3;dropped stdout 7;dropped stderr 1"
+      assert.same({ stdout = 7, stderr = 1 }, several.result.truncated)
       local image = base:run { shell = "out 12345", truncate_output_at = 0 }
       assert.equal("", image.stdout)
       assert.same({ stdout = 6 }, image.result.truncated)
@@ -455,7 +459,9 @@ describe("on a ConTree service", function()
   describe("streams of a run", function()
     it("go where they are to go, as events bring them", function()
       local out, path = {}, scratch.dir() .. "/out"
-      local image = base:run { shell = "out one;err two;out three", stdout = function(s) out[#out + 1] = s end, stderr = path }
+      local image = base:run {
+        shell = "out one;err two;out three", stdout = function(s) out[#out + 1] = s end, stderr = path,
+      }
       assert.equal("one\nthree\n", table.concat(out))
       assert.equal("two\n", fixture.read_file(path))
       assert.is_nil(image.stdout)
@@ -476,10 +482,9 @@ describe("on a ConTree service", function()
     it("take input in pieces, one after another, and its end apart", function()
       local text = ("0123456789abcdef"):rep(80000) -- 1280000 bytes
       assert.equal(text, base:run({ "cat", stdin = text, truncate_output_at = 2 << 20 }).stdout)
-      local sizes, all = {}, asked(INPUT)
+      local all = asked(INPUT)
       assert.same({ value = "", encoding = "ascii", close = false }, body(SPAWN).stdin)
       for i, entry in ipairs(all) do
-        sizes[i] = entry.body_size
         assert.is_true(entry.body_size < (512 << 10) + 1000)
         if i > 1 then assert.is_true(entry.at >= all[i - 1].at) end
       end
@@ -646,6 +651,19 @@ describe("on a ConTree service", function()
       assert.equal(0, other:wait())
     end)
 
+    it("whose input was lost on its way are killed, and say why", function()
+      local instance <close> = base:boot()
+      local process = instance:exec { shell = "cat", stdin = bough.PIPE, env = { STDIN = "lost" } }
+      process.stdin:write "x"
+      raises("transport", process.wait, process)
+      assert.equal(1, count(SIGNAL))
+      assert.equal(1, count(INPUT))
+      raises("closed", process.stdin.write, process.stdin, "x")
+      assert.equal(0, instance.live)
+      raises("transport", base.run, base, { "cat", stdin = bough.file(scratch.file "x"), env = { STDIN = "lost" } })
+      until_asked(CANCEL)
+    end)
+
     it("with more output than the service keeps: who reads is told, after what did come", function()
       local instance <close> = base:boot()
       local process = instance:exec "out x;dropped stdout 5"
@@ -704,9 +722,43 @@ describe("on a ConTree service", function()
     end)
 
     it("are looked at where there are no events", function()
-      local instance <close> = base:boot { env = nil }
-      assert.equal(1, count(SPAWN))
-      instance:close()
+      local instance <close> = base:boot { hostname = "no-events" }
+      local process = instance:exec { shell = "out a;cat;exit 3", stdin = bough.PIPE }
+      assert.equal("a", process.stdout:read())
+      process.stdin:write "b\n":close()
+      assert.equal("b\n", process.stdout:read "a")
+      assert.equal(3, process:wait())
+      local killed = instance:exec "wait"
+      killed:kill "TERM"
+      assert.equal(143, killed:wait())
+      local cut = instance:exec { shell = "out x;dropped stdout 5", stdout = true }
+      cut:wait()
+      assert.same({ stdout = 1 }, cut.result.truncated)
+      instance:stop()
+      assert.is_string(instance:commit().uuid)
+    end)
+
+    it("whose end the events have not told are asked for, when their sandbox has ended", function()
+      local instance <close> = base:boot()
+      local process = instance:exec { shell = "out x;exit 7", env = { FORGET = "1" } }
+      assert.equal("x", process.stdout:read())
+      instance:stop(0)
+      assert.equal(7, process:wait())
+      assert.equal(1, count "GET /operations/{uuid}/subprocesses/{spid}")
+    end)
+
+    it("whose start is in doubt fail and say so; what came of it is killed", function()
+      local instance <close> = base:boot()
+      local problem = raises("transport", instance.exec, instance, { "wait", env = { SPAWN = "lost" } })
+      assert.match("may have been started", problem.message, 1, true)
+      assert.equal(1, count(EXEC))
+      until_asked(SIGNAL)
+      assert.match("/subprocesses/2$", asked(SIGNAL)[1].path)
+      assert.equal("KILL", asked(SIGNAL)[1].params.signal)
+      local process = instance:exec "out x"
+      assert.equal("x\n", process.stdout:read "a")
+      assert.equal(0, process:wait())
+      assert.equal(1, count(SIGNAL))
     end)
   end)
 

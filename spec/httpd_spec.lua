@@ -167,7 +167,8 @@ describe("bough.serve.http", function()
 
     it("of any method is read", function()
       for _, method in ipairs { "GET", "DELETE", "PATCH", "PUT" } do
-        local answers = server:ask(("%s /echo HTTP/1.1\r\nContent-Length: 3\r\n%s\r\nabc%s"):format(method, HOST, GET), 2)
+        local line = "%s /echo HTTP/1.1\r\nContent-Length: 3\r\n%s\r\nabc%s"
+        local answers = server:ask(line:format(method, HOST, GET), 2)
         assert.equal("abc", answers[1].body, method)
         assert.equal(200, answers[2].status, method)
       end
@@ -180,12 +181,13 @@ describe("bough.serve.http", function()
     end)
 
     it("is not read ahead of need", function()
-      local c <close> = server:connect()
+      local alone <close> = start()
+      local c <close> = alone:connect()
       c:send(post("/long", "Content-Length: 100000000\r\n"))
       local sent = c:send(("x"):rep(64 << 20), 0.5)
       assert.truthy(sent < 32 << 20, sent) -- what the kernel buffers, and not what it is told to
-      local _, _, kib = server:counts()
-      assert.truthy(kib < 40000, kib)
+      local _, _, kib = alone:counts()
+      if not os.getenv "LD_PRELOAD" then assert.truthy(kib < 20000, kib) end -- the sanitizers want more
     end)
 
     it("above the limit is turned down, before it is sent where that can be", function()
@@ -369,7 +371,9 @@ describe("bough.serve.http", function()
       local answer = server:get "/boom"
       assert.equal(500, answer.status)
       assert.same({ error = "internal error", status = 500 }, json.read(answer.body))
-      for _, path in ipairs { "/table", "/silent", "/unsayable" } do assert.equal(500, server:get(path).status, path) end
+      for _, path in ipairs { "/table", "/silent", "/unsayable" } do
+        assert.equal(500, server:get(path).status, path)
+      end
       assert.equal('{"first":true}', server:get("/twice").body)
       local said = {}
       for _, entry in ipairs(server:log()) do said[#said + 1] = entry.message end
@@ -461,9 +465,18 @@ describe("bough.serve.http", function()
     it("that ends anywhere does no harm", function()
       local whole = "POST /echo/a%20b?c=d HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip;q=0.5\r\n"
         .. "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nT: x\r\n\r\n"
+      local cut = {}
       for i = 0, #whole - 1 do
-        local answers, text = server:last(whole:sub(1, i), true)
+        cut[i] = server:connect()
+        cut[i]:send(whole:sub(1, i))
+        cut[i]:finish()
+      end
+      for i = 0, #whole - 1 do
+        local text, ending = cut[i]:all()
+        assert.not_equal("timeout", ending)
+        local answers = http_client.parse(text)
         assert.truthy(not answers[1] or answers[1].status >= 400, text)
+        cut[i]:close()
       end
       assert.equal("abc", server:ask(whole)[1].body)
       fixture.until_true("all to be over", function()
@@ -478,9 +491,11 @@ describe("bough.serve.http", function()
         state = (state * 1103515245 + 12345) & 0x7fffffff
         return (state >> 8) % n
       end
-      local seeds = { GET, post("/echo", "Content-Length: 3\r\n", "abc"), "HEAD /events?n=2 HTTP/1.1\r\n" .. HOST .. "\r\n",
+      local seeds = { GET, post("/echo", "Content-Length: 3\r\n", "abc"),
+        "HEAD /events?n=2 HTTP/1.1\r\n" .. HOST .. "\r\n",
         post("/count", "Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n", "3\r\nabc\r\n0\r\n\r\n"),
         "GET /text?n=100 HTTP/1.1\r\nAccept-Encoding: gzip\r\n" .. HOST .. "\r\n" }
+      local clients = {}
       for round = 1, 400 do
         local bytes = {}
         if round % 4 == 0 then
@@ -497,7 +512,16 @@ describe("bough.serve.http", function()
             else bytes[at] = ("\r\n \t\0:%"):sub(random(7) + 1):sub(1, 1) end
           end
         end
-        server:last(table.concat(bytes), true)
+        clients[#clients + 1] = server:connect()
+        clients[#clients]:send(table.concat(bytes))
+        clients[#clients]:finish()
+        if #clients == 100 then
+          for _, c in ipairs(clients) do
+            assert.not_equal("timeout", select(2, c:all()))
+            c:close()
+          end
+          clients = {}
+        end
       end
       assert.equal(200, server:get("/json").status)
       fixture.until_true("all to be over", function() return select(2, server:counts()) == 1 end)
@@ -641,7 +665,7 @@ describe("bough.serve.http", function()
       assert.equal(("http://[::1]:%d"):format(six.port), six.url)
       local client <close> = core.http()
       assert.equal('{"peer":"::1"}', client:request({ url = six.url }).body)
-      raises("busy", http.listen, { address = "::1", port = six.port })
+      raises("io", http.listen, { address = "::1", port = six.port })
       local any <close> = http.listen { address = "::" }
       any:serve(function(r) r:reply(200, { peer = r.peer }) end)
       assert.equal('{"peer":"127.0.0.1"}', client:request({ url = ("http://127.0.0.1:%d"):format(any.port) }).body)
@@ -677,11 +701,12 @@ describe("bough.serve.http", function()
 
     it("speaks TLS 1.2 and later only", function()
       local function try(version)
-        return (scratch.sh(("openssl s_client -connect 127.0.0.1:%d -cipher ALL@SECLEVEL=0 %s </dev/null 2>&1 || :")
-          :format(secure.port, version)):match "Protocol *: *(%S+)")
+        return scratch.sh(("openssl s_client -brief -connect 127.0.0.1:%d -cipher ALL@SECLEVEL=0 %s </dev/null 2>&1 || :")
+          :format(secure.port, version)):match "Protocol version: (%S+)"
       end
       assert.is_nil(try "-tls1_1")
       assert.equal("TLSv1.2", try "-tls1_2")
+      assert.equal("TLSv1.3", try "-tls1_3")
     end)
 
     it("gives nobody longer for the handshake", function()

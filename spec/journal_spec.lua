@@ -5,11 +5,6 @@ local fixture = require "spec.engine.fixture"
 local raises = require "spec.support.raises"
 local scratch = require "spec.support.scratch"
 
--- By a shell: whoever closes a file gives up every lock that his process has on it.
-local function overwrite(path, text)
-  scratch.sh(("printf %%s %s > %s"):format(scratch.quote(text), scratch.quote(path)))
-end
-
 describe("a journal", function()
   local path, journal
 
@@ -40,8 +35,8 @@ describe("a journal", function()
     it("gives back what was put, whole, and after it was opened again", function()
       local row = {
         uuid = "a", kind = "instance", status = "SUCCESS", token = "t", image = "i", result_image = "r",
-        created = 1788000000.125001, updated = 1788000001.5, over = true, summary = '{"s":1}', metadata = '{"m":"\u{e9}"}',
-        result = '{"r":1}',
+        created = 1788000000.125001, updated = 1788000001.5, over = true, summary = '{"s":1}',
+        metadata = '{"m":"\u{e9}"}', result = '{"r":1}',
       }
       journal:put_operation(row):wait()
       assert.same(row, journal:operation "a")
@@ -78,8 +73,8 @@ describe("a journal", function()
     it("lists them, newest first, by filters and pages", function()
       for i = 1, 5 do
         put("o" .. i, {
-          created = 1000 + i, kind = i == 3 and "image_import" or "instance", status = i > 3 and "SUCCESS" or "EXECUTING",
-          over = i > 3, summary = i > 3 and "{}" or nil,
+          created = 1000 + i, kind = i == 3 and "image_import" or "instance",
+          status = i > 3 and "SUCCESS" or "EXECUTING", over = i > 3, summary = i > 3 and "{}" or nil,
         })
       end
       local function names(filter)
@@ -308,14 +303,16 @@ describe("a journal", function()
 
   it("names its file when it is damaged, not there, or of a later version", function()
     journal:close()
-    overwrite(path, ("not a database, and long enough to be one. "):rep(100))
+    scratch.file(("not a database, and long enough to be one. "):rep(100), path)
     local problem = raises("corrupt", core.journal, path)
     assert.match(path, problem.message, 1, true)
     raises("not_found", core.journal, path .. "/not/there")
     path = scratch.dir "journal" .. "/serve.db"
     core.journal(path):close()
-    -- user_version, four bytes in the header
-    scratch.sh(("printf '\\0\\0\\0\\143' | dd of=%s bs=1 seek=60 conv=notrunc status=none"):format(scratch.quote(path)))
+    local file = assert(io.open(path, "r+b"))
+    file:seek("set", 60) -- user_version, four bytes in the header
+    file:write "\0\0\0\99"
+    file:close()
     problem = raises("unsupported", core.journal, path)
     assert.match("version 99, made by a newer bough", problem.message, 1, true)
     path = scratch.dir "journal" .. "/serve.db"

@@ -116,7 +116,9 @@ describe("runs of a server", function()
     return answer.json, answer
   end
 
-  local function subprocess(uuid, body) return served:post("/operations/" .. uuid .. "/subprocesses", { json = body }) end
+  local function subprocess(uuid, body)
+    return served:post("/operations/" .. uuid .. "/subprocesses", { json = body })
+  end
 
   local function stdin(uuid, spid, value, close)
     return served:post(("/operations/%s/subprocesses/%d/stdin"):format(uuid, spid),
@@ -125,7 +127,8 @@ describe("runs of a server", function()
 
   local function wait_for(uuid, kind, spid)
     return fixture.until_true("the event " .. kind, function()
-      local answer = served:get("/operations/" .. uuid .. "/events")
+      local answer = served:get(("/operations/%s/events%s"):format(uuid, spid and "?spid=" .. spid or ""),
+        { max_bytes = 64 << 20 })
       return answer.status == 200 and of_type((parse(answer.body)), kind, spid)
     end)
   end
@@ -335,7 +338,8 @@ describe("runs of a server", function()
       assert.equal("1|two words||\n", output(shell("echo \"$A|$B|$C|$X\"", { image = kept.result.image })))
       local more = shell("true", { env = { B = "other", X = "x" }, preserve_env = true, image = kept.result.image })
       assert.equal("1|other|x\n", output(shell("echo \"$A|$B|$X\"", { image = more.result.image })))
-      assert.equal("1|here|x\n", output(shell("echo \"$A|$B|$X\"", { image = more.result.image, env = { B = "here" } })))
+      local here = { image = more.result.image, env = { B = "here" } }
+      assert.equal("1|here|x\n", output(shell("echo \"$A|$B|$X\"", here)))
       for _, wrong in ipairs { { ["A=B"] = "x" }, { [""] = "x" }, { A = 1 }, { A = "\0" } } do
         assert.equal(400, spawn({ command = "true", env = wrong }).status)
       end
@@ -372,6 +376,7 @@ describe("runs of a server", function()
       local finished = shell "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done"
       complete(finished.metadata.result)
       complete((process(finished.uuid, 1)))
+      assert.is_true(finished.metadata.result.resources.page_faults > 0)
       local used = finished.metadata.result.resources
       assert.is_true(used.user_cpu_time + used.system_cpu_time > 0 and used.max_rss > 100 and used.elapsed_time > 0)
       assert.is_true(math.abs(finished.consumed_cpu - used.user_cpu_time - used.system_cpu_time) < 1e-5)
@@ -444,8 +449,8 @@ describe("runs of a server", function()
       assert.equal("SUCCESS", served:finished(answer.json.uuid).status)
       local large = run { command = "echo", args = { ("x"):rep(100000) } }
       assert.equal(100001, #output(large))
-      assert.equal(400, spawn({ command = "echo", args = { ("x"):rep(1000000), ("x"):rep(1000000), ("x"):rep(1000000) } })
-        .status)
+      local word = ("x"):rep(1000000)
+      assert.equal(400, spawn({ command = "echo", args = { word, word, word } }).status)
       local refused = run { command = "echo", args = { ("x"):rep(200000) } } -- more than Linux takes in one word
       assert.equal("FAILED", refused.status)
     end)
@@ -1163,7 +1168,8 @@ describe("runs of a server", function()
         { { command = "no-such-program" }, 404, "not_found" },
         { { command = "true", cwd = "/no/such" }, 404, "not_found" },
         { { command = "/etc/passwd" }, 422, "denied" },
-        { { command = "" }, 400, "invalid" }, { {}, 400, "invalid" }, { { command = "true", cwd = "x" }, 400, "invalid" },
+        { { command = "" }, 400, "invalid" }, { {}, 400, "invalid" },
+        { { command = "true", cwd = "x" }, 400, "invalid" },
       } do
         local answer = subprocess(uuid, case[1])
         assert.same({ case[2], case[3] }, { answer.status, answer.json.error_kind }, answer.body)
@@ -1191,6 +1197,30 @@ describe("runs of a server", function()
       assert.equal(257, select(2, types(events(uuid)):gsub("exit", "")))
     end)
 
+    it("that write much do not fill the memory, and what they wrote is there", function()
+      local uuid = gate()
+      for spid = 2, 6 do
+        subprocess(uuid, {
+          command = ("yes %d | head -c 9000000"):format(spid), shell = true, truncate_output_at = 10 << 20,
+        })
+      end
+      for spid = 2, 6 do wait_for(uuid, "exit", spid) end
+      assert.is_true(served.server.app.operations.live[uuid].sandbox.place.kept <= 32 << 20)
+      local function check()
+        for spid = 2, 6 do
+          local answer = served:get(("/operations/%s/subprocesses/%d"):format(uuid, spid), { max_bytes = 32 << 20 })
+          local text = bytes_of(answer.json.stdout)
+          assert.equal(0, answer.json.state.exit_code)
+          assert.equal(9000000, #text)
+          assert.equal((("%d\n"):format(spid)):rep(4500000), text)
+        end
+      end
+      check()
+      stdin(uuid, 1, "")
+      served:finished(uuid)
+      check()
+    end)
+
     it("that leave children behind end all the same, with what they wrote", function()
       local uuid = gate()
       local mark = fixture.long_time()
@@ -1199,6 +1229,12 @@ describe("runs of a server", function()
       assert.equal(0, exit.code)
       assert.equal("mine\nchild\n", written(events(uuid), "stdout", 2))
       assert.equal(1, #fixture.processes("sleep " .. mark)) -- it goes on until the sandbox ends
+      subprocess(uuid, {
+        command = "echo mine; while :; do echo talking; done &", shell = true, truncate_output_at = 100,
+      })
+      assert.equal(0, wait_for(uuid, "exit", 3).code)
+      assert.match("^mine\ntalking\n", written(events(uuid), "stdout", 3))
+      assert.equal(202, served:delete(("/operations/%s/subprocesses/1?signal=CONT"):format(uuid)).status) -- all is well
       stdin(uuid, 1, "")
       served:finished(uuid)
       fixture.gone("sleep " .. mark)
@@ -1212,7 +1248,8 @@ describe("runs of a server", function()
       for i = 1, 150 do
         list[i] = function()
           local answer = served:post("/instances", { json = {
-            command = "echo $N", shell = true, env = { N = tostring(i) }, image = "tag:busybox", disposable = i % 2 == 0,
+            command = "echo $N", shell = true, env = { N = tostring(i) }, image = "tag:busybox",
+            disposable = i % 2 == 0,
           } })
           assert(answer.status == 201, answer.body)
           local stream <close> = served.http:open {
@@ -1339,7 +1376,8 @@ describe("a server that ends", function()
 
   it("has its store for itself as long as it runs", function()
     local line = "BOUGH_BUILD=%s timeout 30 lua5.4 bin/bough serve --home %s --port 0 --token %s --log none; true"
-    local text = scratch.sh(line:format(scratch.quote(os.getenv "BOUGH_BUILD" or "build"), scratch.quote(home), serving.TOKEN))
+    local build = os.getenv "BOUGH_BUILD" or "build"
+    local text = scratch.sh(line:format(scratch.quote(build), scratch.quote(home), serving.TOKEN))
     assert.match("another server has it open", text, 1, true)
   end)
 end)

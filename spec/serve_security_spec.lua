@@ -377,6 +377,40 @@ describe("a server", function()
     end)
   end)
 
+  it("tells those who follow a run of its end, and takes no more", function()
+    local one = serving.start()
+    finally(function() one:stop() end)
+    local uuid = one:post("/instances", {
+      json = { command = "sleep", args = { "600" }, image = "tag:busybox", timeout = 600 },
+    }).json.uuid
+    bough.run(function()
+      local stream <close> = one.http:open {
+        url = ("%s/v1/operations/%s/events?follow=1"):format(one.url, uuid), bearer = one.token,
+        headers = { Accept = "text/event-stream" },
+      }
+      assert.equal(200, stream.status)
+      local text = ""
+      while not text:find "event: spawn" do text = text .. assert(stream:read()) end
+      local stopping <close> = bough.spawn(one.server.stop, one.server, 0.3)
+      while true do
+        local piece = stream:read()
+        if not piece then break end
+        text = text .. piece
+      end
+      local last = cjson.decode(text:match "event: completion\ndata: ([^\n]+)\n\n$")
+      assert.equal("FAILED", last.data.status)
+      assert.matches("server stopped", last.data.error)
+      stopping:wait()
+    end)
+    assert.equal("closed", one.server.state)
+    assert.is_false((pcall(one.get, one, "/whoami")))
+    -- and the next one knows
+    local two = serving.start { home = one.home, images = {} }
+    finally(function() two:stop() end)
+    local operation = two:get("/operations/" .. uuid).json
+    assert.same({ "FAILED", "the server stopped while it ran" }, { operation.status, operation.error })
+  end)
+
   it("is there for `bough.safe`", function()
     local safe = require "bough.safe"
     local server, problem = safe.serve { port = "no" }

@@ -5,6 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define DATA_LEAST 1024
+#define DATA_KEPT 16384 /* of a stream's buffer while it is empty */
+
 void bough_answer_clear(struct bough_answer *answer)
 {
     for (size_t i = 0; i < answer->field_count; i++) {
@@ -71,13 +74,14 @@ const char *bough_answer_field(const struct bough_answer *answer, const char *na
 
 bool bough_answer_append(struct bough_answer *answer, const char *data, size_t size)
 {
-    if (answer->taken > 0) {
-        memmove(answer->data, answer->data + answer->taken, answer->size - answer->taken);
-        answer->size -= answer->taken;
+    size_t left = answer->size - answer->taken;
+    if (answer->size + size > answer->room && answer->taken > 0) {
+        memmove(answer->data, answer->data + answer->taken, left);
+        answer->size = left;
         answer->taken = 0;
     }
     if (answer->size + size > answer->room) {
-        size_t room = answer->room ? answer->room : 4096;
+        size_t room = answer->room ? answer->room : DATA_LEAST;
         while (room < answer->size + size)
             room *= 2;
         char *grown = realloc(answer->data, room);
@@ -94,6 +98,12 @@ bool bough_answer_append(struct bough_answer *answer, const char *data, size_t s
 void bough_answer_take(struct bough_answer *answer, size_t size)
 {
     answer->taken += size;
-    if (answer->taken == answer->size)
-        answer->taken = answer->size = 0;
+    if (answer->taken < answer->size)
+        return;
+    answer->taken = answer->size = 0;
+    if (answer->room > DATA_KEPT) {
+        free(answer->data);
+        answer->data = NULL;
+        answer->room = 0;
+    }
 }

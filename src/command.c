@@ -53,6 +53,12 @@ void bough_end_put(struct bough_wbuf *buf, const struct bough_end *end)
     bough_put_i64(buf, end->user_us);
     bough_put_i64(buf, end->system_us);
     bough_put_i64(buf, end->max_rss);
+    bough_put_i64(buf, end->usage.minor_faults);
+    bough_put_i64(buf, end->usage.major_faults);
+    bough_put_i64(buf, end->usage.blocks_in);
+    bough_put_i64(buf, end->usage.blocks_out);
+    bough_put_i64(buf, end->usage.waits);
+    bough_put_i64(buf, end->usage.preemptions);
 }
 
 int bough_end_get(struct bough_rbuf *buf, struct bough_end *end, struct bough_err *err)
@@ -64,6 +70,13 @@ int bough_end_get(struct bough_rbuf *buf, struct bough_end *end, struct bough_er
     end->user_us = bough_get_i64(buf);
     end->system_us = bough_get_i64(buf);
     end->max_rss = bough_get_i64(buf);
+    end->usage.known = true;
+    end->usage.minor_faults = bough_get_i64(buf);
+    end->usage.major_faults = bough_get_i64(buf);
+    end->usage.blocks_in = bough_get_i64(buf);
+    end->usage.blocks_out = bough_get_i64(buf);
+    end->usage.waits = bough_get_i64(buf);
+    end->usage.preemptions = bough_get_i64(buf);
     if (buf->failed)
         return bough_err_set(err, BOUGH_ERR_protocol, "end of a process: malformed");
     return 0;

@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "usage.h"
 #include "wire.h"
 
 struct bough_command {
@@ -38,6 +39,7 @@ struct bough_end {
     bool timed_out;
     int64_t elapsed_ns, user_us, system_us,
         max_rss; /* of it and what it waited for; max_rss in bytes */
+    struct bough_usage usage;
 };
 
 void bough_end_put(struct bough_wbuf *buf, const struct bough_end *end);

@@ -24,6 +24,11 @@ static int feed_open(struct bough_feed *feed)
                              (long long)rest, (long long)feed->offset, (long long)feed->size);
     if (feed->size < 0)
         feed->size = rest;
+    feed->room = feed->size < (int64_t)BOUGH_FEED_BUFFER ? (size_t)feed->size : BOUGH_FEED_BUFFER;
+    feed->out = malloc(feed->room + 1); /* nothing is no failure */
+    feed->next = malloc(feed->room + 1);
+    if (!feed->out || !feed->next)
+        return bough_err_set(&feed->work_err, BOUGH_ERR_resource, "out of memory");
     return 0;
 }
 
@@ -34,7 +39,7 @@ static void feed_work(uv_work_t *req)
         return;
     feed->next_size = 0;
     int64_t rest = feed->size - feed->read_at;
-    size_t want = rest < (int64_t)BOUGH_FEED_BUFFER ? (size_t)rest : BOUGH_FEED_BUFFER;
+    size_t want = rest < (int64_t)feed->room ? (size_t)rest : feed->room;
     while (feed->next_size < want) {
         ssize_t n =
             BOUGH_RETRY(pread(feed->fd, feed->next + feed->next_size, want - feed->next_size,
@@ -108,9 +113,7 @@ struct bough_feed *bough_feed_open(struct bough_loop *loop, const char *path, in
     feed->offset = offset;
     feed->size = size;
     feed->path = strdup(path);
-    feed->out = malloc(BOUGH_FEED_BUFFER);
-    feed->next = malloc(BOUGH_FEED_BUFFER);
-    if (!feed->path || !feed->out || !feed->next) {
+    if (!feed->path) {
         bough_feed_unref(feed);
         return NULL;
     }

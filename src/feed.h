@@ -25,8 +25,8 @@ struct bough_feed {
     int64_t offset, size; /* the part; size -1 becomes all there is when it has been opened */
     int64_t at;           /* how much of the part has been given */
     int64_t read_at;      /* how much has been read */
-    char *out, *next;     /* being given; being read */
-    size_t out_size, out_at, next_size;
+    char *out, *next;     /* being given; being read. Both there once the file is open */
+    size_t room, out_size, out_at, next_size;
     struct bough_err err, work_err;
     /* Called when there is something to give, or a failure. */
     void (*on_ready)(void *arg);

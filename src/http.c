@@ -7,6 +7,7 @@
 #include <pthread.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "sys.h"
 #include "transfer.h"
@@ -37,6 +38,19 @@ static void curl_start(void)
     curl_global_init(CURL_GLOBAL_DEFAULT);
 }
 
+static bool ca_default(void)
+{
+    bool there = false;
+#if LIBCURL_VERSION_NUM >= 0x075400
+    char *path = NULL;
+    CURL *easy = curl_easy_init();
+    there = easy && curl_easy_getinfo(easy, CURLINFO_CAINFO, &path) == CURLE_OK && path &&
+            access(path, R_OK) == 0;
+    curl_easy_cleanup(easy);
+#endif
+    return there;
+}
+
 /* libcurl keeps a pair of sockets for waking itself up, and leaves them open for whatever the host executes.
  * They get the two lowest free numbers, unless another thread of the host is quicker. */
 static CURLM *multi_open(void)
@@ -65,11 +79,9 @@ void bough_http_admit(struct bough_http *http)
 {
     if (http->closing)
         return;
-    for (struct bough_origin *origin = http->origins, *next; origin; origin = next) {
-        next = origin->next;
-        while (bough_origin_admits(origin))
-            bough_transfer_admit(origin->first);
-    }
+    struct bough_transfer *t;
+    while ((t = bough_origin_next(http)) != NULL)
+        bough_transfer_admit(t);
 }
 
 /* Ends what libcurl has finished with, or everything when it gave up. */
@@ -272,6 +284,7 @@ struct bough_http *bough_http_open(struct bough_loop *loop,
     http->refs = 1;
     http->loop = loop;
     http->trust_all = options->trust_all;
+    http->ca_default = ca_default();
     http->max_connections = options->max_connections;
     http->timer = timer_open(http);
     http->stall = timer_open(http);

@@ -28,12 +28,13 @@ struct bough_http {
     int64_t looked_ns;         /* when they were last looked for */
     struct bough_http_watch *watches;
     struct bough_transfer *transfers; /* under way */
-    size_t count, active;
+    size_t count, active, alone;      /* alone: begun, and each with a connection of its own */
     struct bough_origin *origins;
     int64_t freed_ns; /* when a connection was last given up or back */
     char *user_agent, *ca_file, *ca_dir, *proxy;
     long max_connections;
     bool trust_all, closing;
+    bool ca_default; /* libcurl has a file of certificates of its own */
 };
 
 struct bough_http *bough_http_open(struct bough_loop *loop,

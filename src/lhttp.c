@@ -368,7 +368,8 @@ static int http_new(lua_State *L)
     /* as the curl program has it */
     if (!options.ca_file) {
         options.ca_file = or_environment(or_environment(NULL, "CURL_CA_BUNDLE"), "SSL_CERT_FILE");
-        options.ca_dir = or_environment(NULL, "SSL_CERT_DIR");
+        if (!options.ca_file)
+            options.ca_dir = or_environment(NULL, "SSL_CERT_DIR");
     }
     if (lua_getfield(L, 1, "max_connections") != LUA_TNIL) {
         int is_integer;

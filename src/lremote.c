@@ -230,7 +230,7 @@ static int peer_cut(lua_State *L)
     static const char *const streams[] = {"stdout", "stderr", NULL};
     struct bough_remote *remote = peer_check(L, "peer:cut");
     int which = luaL_checkoption(L, 2, NULL, streams);
-    struct bough_err why, err;
+    struct bough_err why;
     const char *kind = bough_lerr_kind(L, 3);
     if (!kind)
         return bough_lerr(L, BOUGH_ERR_invalid, "peer:cut", "expected an error, not %s",
@@ -238,10 +238,7 @@ static int peer_cut(lua_State *L)
     lua_getfield(L, 3, "message");
     const char *message = lua_tostring(L, -1);
     bough_err_set(&why, kind_of(kind), "%s", message ? message : kind);
-    int told = bough_remote_cut(remote, which, &why, &err);
-    if (told < 0)
-        return bough_lerr_raise(L, &err, "peer:cut");
-    lua_pushboolean(L, told);
+    lua_pushboolean(L, bough_remote_cut(remote, which, &why));
     return 1;
 }
 

@@ -56,10 +56,19 @@ void bough_lresult_push(lua_State *L, const struct bough_result *r)
     if (r->stderr_dropped)
         bough_set_integer(L, "stderr", r->stderr_dropped);
     lua_setfield(L, -2, "truncated");
-    lua_createtable(L, 0, 3);
+    lua_createtable(L, 0, r->usage.known ? 10 : 3);
     bough_set_number(L, "user_time", r->user_time);
     bough_set_number(L, "system_time", r->system_time);
     bough_set_integer(L, "max_rss", r->max_rss);
+    if (r->usage.known) {
+        bough_set_integer(L, "minor_faults", r->usage.minor_faults);
+        bough_set_integer(L, "major_faults", r->usage.major_faults);
+        bough_set_integer(L, "blocks_in", r->usage.blocks_in);
+        bough_set_integer(L, "blocks_out", r->usage.blocks_out);
+        bough_set_integer(L, "waits", r->usage.waits);
+        bough_set_integer(L, "preemptions", r->usage.preemptions);
+        bough_set_boolean(L, "core_dump", r->core_dump);
+    }
     lua_setfield(L, -2, "resources");
 }
 

@@ -115,7 +115,7 @@ static void task_end(lua_State *L, struct bough_task *task, enum bough_task_stat
         bough_watch_notice(node);
     }
     bough_cond_fire(&task->done);
-    core->in_flight--;
+    core->in_flight -= !task->party.waiter.service;
 
     lua_pushnil(L);
     lua_setiuservalue(L, -2, BOUGH_TASK_THREAD);
@@ -235,7 +235,7 @@ static struct bough_task *task_new(lua_State *L, const char *op, bool service)
     task->count = count;
     task->id = ++core->serial;
     task->status = BOUGH_TASK_READY;
-    core->in_flight++;
+    core->in_flight += !service;
     bough_loop_ready(core->loop, &task->party.waiter);
     return task;
 }
@@ -472,7 +472,7 @@ static int task_gc(lua_State *L)
         n->task = NULL;
     task->nodes = NULL;
     if (!bough_task_finished(task)) {
-        task->core->in_flight--;
+        task->core->in_flight -= !task->party.waiter.service;
         task->status = BOUGH_TASK_CANCELLED;
         task->count = 0;
         task->thread = NULL;

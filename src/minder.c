@@ -151,6 +151,7 @@ bool bough_minder_reaped(struct bough_minder *minder, pid_t pid, int status,
             .user_us = usage->ru_utime.tv_sec * INT64_C(1000000) + usage->ru_utime.tv_usec,
             .system_us = usage->ru_stime.tv_sec * INT64_C(1000000) + usage->ru_stime.tv_usec,
             .max_rss = usage->ru_maxrss * INT64_C(1024),
+            .usage = bough_usage_of(usage),
         };
         struct bough_wbuf body = {0};
         bough_end_put(&body, &end);

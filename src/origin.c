@@ -82,11 +82,23 @@ void bough_origin_unqueue(struct bough_origin *origin, struct bough_transfer *t)
     t->before = t->after = NULL;
 }
 
-bool bough_origin_admits(const struct bough_origin *origin)
+static bool admits(const struct bough_http *http, const struct bough_origin *origin)
 {
-    if (!origin->first)
+    const struct bough_transfer *t = origin->first;
+    if (!t)
         return false;
-    if (!origin->first->http2 || origin->version == 1)
-        return origin->starting < STARTING_MOST;
-    return origin->starting < SHARING_MOST && !(origin->version == 2 && origin->opening > 0);
+    if (t->http2 && origin->version != 1)
+        return origin->starting < SHARING_MOST && !(origin->version == 2 && origin->opening > 0);
+    /* where no connection can be had libcurl would have it wait, and not in the order of coming */
+    return origin->starting < STARTING_MOST &&
+           (http->max_connections == 0 || http->alone < (size_t)http->max_connections);
+}
+
+struct bough_transfer *bough_origin_next(const struct bough_http *http)
+{
+    struct bough_transfer *next = NULL;
+    for (const struct bough_origin *origin = http->origins; origin; origin = origin->next)
+        if (admits(http, origin) && (!next || origin->first->start_ns < next->start_ns))
+            next = origin->first;
+    return next;
 }

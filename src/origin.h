@@ -6,10 +6,10 @@
 #ifndef BOUGH_ORIGIN_H
 #define BOUGH_ORIGIN_H
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
+struct bough_http;
 struct bough_transfer;
 
 struct bough_origin {
@@ -32,7 +32,7 @@ void bough_origin_free_all(struct bough_origin **list);
 
 void bough_origin_queue(struct bough_origin *origin, struct bough_transfer *t);
 void bough_origin_unqueue(struct bough_origin *origin, struct bough_transfer *t);
-/* Whether the first that waits may begin. */
-bool bough_origin_admits(const struct bough_origin *origin);
+/* The transfer that is to begin next, NULL when all have to wait: of those that may, the one that has waited longest. */
+struct bough_transfer *bough_origin_next(const struct bough_http *http);
 
 #endif

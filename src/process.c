@@ -66,6 +66,8 @@ void bough_process_result(struct bough_process *p, struct bough_result *r, bool 
     r->user_time = (double)p->end.user_us / 1e6;
     r->system_time = (double)p->end.system_us / 1e6;
     r->max_rss = p->end.max_rss;
+    r->usage = p->end.usage;
+    r->core_dump = WIFSIGNALED((int)p->end.status) && WCOREDUMP((int)p->end.status);
 }
 
 /* Out of the crew's list, and everybody is told. The reference is the crew's. */

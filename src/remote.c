@@ -224,15 +224,12 @@ void bough_remote_fail(struct bough_remote *remote, const struct bough_err *err)
     leave(remote);
 }
 
-int bough_remote_cut(struct bough_remote *remote, int which, const struct bough_err *why,
-                     struct bough_err *err)
+bool bough_remote_cut(struct bough_remote *remote, int which, const struct bough_err *why)
 {
     struct bough_reader *reader = remote->kept[which];
     struct bough_writer *writer = remote->output[which];
     if (!reader || !writer || reader->taken)
-        return 0;
-    if (is_writing(writer) && !reader->closed)
-        return refuse_queued(which, err);
+        return false;
     if (reader->fd >= 0) {
         bough_reader_cut(reader);
         if (!reader->err.msg[0])
@@ -240,5 +237,5 @@ int bough_remote_cut(struct bough_remote *remote, int which, const struct bough_
         reader->eof = false;
     }
     bough_writer_close(writer);
-    return 1;
+    return true;
 }

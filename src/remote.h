@@ -62,9 +62,8 @@ int bough_remote_finish(struct bough_remote *remote, const struct bough_result *
                         struct bough_err *err);
 /* It could not be started, or was lost. `err` may be NULL where somebody above knows. Twice does nothing. */
 void bough_remote_fail(struct bough_remote *remote, const struct bough_err *err);
-/* What the caller reads himself of this stream (0 stdout, 1 stderr) ends with `why` after what is there (1); 0: he does
- * not read it, so somebody else has to be told. The peer's end is closed. -1: something is queued there. */
-int bough_remote_cut(struct bough_remote *remote, int which, const struct bough_err *why,
-                     struct bough_err *err);
+/* What the caller reads himself of this stream (0 stdout, 1 stderr) ends with `why` after what is in the pipe; false: he
+ * does not read it, so somebody else has to be told. The peer's end is closed, and what is queued there goes. */
+bool bough_remote_cut(struct bough_remote *remote, int which, const struct bough_err *why);
 
 #endif

@@ -134,17 +134,22 @@ void bough_streams_finish(struct bough_streams *s)
 
 int bough_streams_settle(struct bough_streams *s, bool keep, struct bough_err *err)
 {
+    int rc = 0;
     if (s->in.err.msg[0]) {
         *err = s->in.err;
-        return -1;
+        rc = -1;
     }
-    for (int i = 0; i < 2; i++)
-        if (s->out[i].err.msg[0] || bough_out_settle(&s->out[i], keep) < 0) {
+    for (int i = 0; i < 2; i++) {
+        bool failed = s->out[i].err.msg[0] != '\0';
+        if (bough_out_settle(&s->out[i], keep && rc == 0) < 0)
+            failed = true;
+        if (failed && rc == 0) {
             *err = s->out[i].err;
-            return -1;
+            rc = -1;
         }
+    }
     bough_in_close(&s->in);
-    return 0;
+    return rc;
 }
 
 void bough_streams_result(struct bough_streams *s, int status, bool timed_out,

@@ -359,6 +359,10 @@ static void transfer_enter(struct bough_transfer *t, enum bough_transfer_phase p
     if (t->opening)
         origin->opening--;
     t->opening = false;
+    if (t->alone && phase > BOUGH_TRANSFER_ACTIVE) {
+        t->http->alone--;
+        t->alone = false;
+    }
     t->phase = phase;
     if (phase == BOUGH_TRANSFER_WAITING)
         bough_origin_queue(origin, t);
@@ -575,6 +579,8 @@ void bough_transfer_admit(struct bough_transfer *t)
 {
     bool shares = t->http2 && t->origin->version != 1;
     transfer_enter(t, BOUGH_TRANSFER_STARTING);
+    t->alone = !shares;
+    t->http->alone += t->alone;
     curl_easy_setopt(t->easy, CURLOPT_HTTP_VERSION,
                      shares ? (long)CURL_HTTP_VERSION_2TLS : (long)CURL_HTTP_VERSION_1_1);
     curl_easy_setopt(t->easy, CURLOPT_PIPEWAIT, shares ? 1L : 0L);

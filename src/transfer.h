@@ -80,6 +80,7 @@ struct bough_transfer {
     bool stream, cut, once, compressed, http2;
     bool more;        /* what is unpacked may not be all that the bytes so far stand for */
     bool framed;      /* the end of the body shows, other than by the end of the connection */
+    bool alone;       /* shares its connection with none */
     bool opening;     /* makes a connection of its own */
     bool asked;       /* the request, or what a redirect made of it, has begun */
     bool away;        /* redirected to another host */

@@ -191,10 +191,7 @@ local networks = { "none", "host", "nat" }
 
 ---@return string?
 function M.network(value, op)
-  if value == nil or value == "none" or value == "host" then return value end
-  if value == "nat" then
-    raise("unsupported", op, 'network = "nat" is not available yet: use "none" or "host"')
-  end
+  if value == nil or value == "none" or value == "host" or value == "nat" then return value end
   if type(value) ~= "string" then
     raise("invalid", op, "network must be a string, got %s", quote(value))
   end

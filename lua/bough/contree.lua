@@ -18,8 +18,8 @@ local known_of_profiles = { "url", table.unpack(known) }
 
 -- Names from elsewhere that edit distance would not find.
 local aliases = {
-  api_key = "token", key = "token", bearer = "token", base_url = "url", host = "url", ca = "ca_file", cacert = "ca_file",
-  concurrency = "max_concurrency", identity = "user_agent", logger = "log", tls_verify = "verify",
+  api_key = "token", key = "token", bearer = "token", base_url = "url", host = "url", ca = "ca_file",
+  cacert = "ca_file", concurrency = "max_concurrency", identity = "user_agent", logger = "log", tls_verify = "verify",
 }
 
 local function check_options(opts, names)
@@ -35,10 +35,8 @@ local function check_options(opts, names)
 end
 
 local function seconds(value, name)
-  if value ~= nil and (type(value) ~= "number" or not (value > 0)) then
-    raise("invalid", "open", "%s must be a positive number of seconds, got %s", name, quote(value))
-  end
-  return value
+  if value == nil or (type(value) == "number" and value > 0) then return value end
+  raise("invalid", "open", "%s must be a positive number of seconds, got %s", name, quote(value))
 end
 
 local function text(value, name)

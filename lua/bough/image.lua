@@ -237,6 +237,15 @@ local function hold(context, uuid)
   return held
 end
 
+-- What an engine cannot do is refused before anything is asked of it, its files included.
+local function admit(handle, spec, op)
+  if handle.check then
+    handle:check(spec, op)
+  elseif spec.network == "nat" then
+    raise("unsupported", op, 'network = "nat": this engine has none yet, use "none" or "host"')
+  end
+end
+
 -- Starts what `spec` says, with its files and the cache.
 local function launch(handle, uuid, data, spec, begun)
   local _ <close> = hold(data.context, uuid)
@@ -282,6 +291,7 @@ function methods:start(command, opts, within)
   elseif spec.cache and not handle.cached then
     raise("unsupported", op, "cache: this engine keeps no run cache yet")
   end
+  admit(handle, spec, op)
   -- whoever runs waits for the end next: its start need not be told apart, and its failure is as good there
   spec.eager = op == "run"
   return launch(handle, uuid, data, spec, {
@@ -476,6 +486,7 @@ function methods:popen(command, opts, within)
     raise("unsupported", op, "this engine cannot start live processes yet")
   end
   local spec, policy = live_spec(self, command, opts, within)
+  admit(handle, spec, op)
   local _ <close> = hold(data.context, uuid)
   local staged <close> = spec.files and files.stage(handle, spec.files, op, spec.on_progress) or nil
   spec.files = staged
@@ -520,6 +531,7 @@ function methods:boot(opts)
     raise("unsupported", "boot", "this engine cannot host processes yet")
   end
   local spec, under = options.boot(opts, "boot")
+  admit(handle, spec, "boot")
   local _ <close> = hold(data.context, uuid)
   local staged <close> = spec.files and files.stage(handle, spec.files, "boot", spec.on_progress) or nil
   spec.files = staged

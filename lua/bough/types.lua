@@ -52,7 +52,19 @@
 ---@field stderr string?
 ---@field truncated { stdout: integer?, stderr: integer? } bytes dropped; empty when nothing was
 ---@field cached boolean? with `cache = true`: whether this is the result of an earlier run
----@field resources { user_time: number, system_time: number, max_rss: integer }
+---@field resources bough.resources
+
+---@class bough.resources the last seven: of live processes of the embedded engine alone
+---@field user_time number
+---@field system_time number
+---@field max_rss integer
+---@field minor_faults integer? pages that were in memory
+---@field major_faults integer? pages that had to be read
+---@field blocks_in integer? of 512 bytes, from a disk
+---@field blocks_out integer?
+---@field waits integer? how often it left the processor by itself
+---@field preemptions integer? and how often it had to
+---@field core_dump boolean?
 
 ---@class bough.constant
 

@@ -1,3 +1,4 @@
+-- luacheck: globals uuid null json
 -- A ConTree service in miniature, for spec/support/contree_stub.lua: `stub:handle(<this text>)`.
 --
 -- Commands are words separated by ";":
@@ -13,15 +14,17 @@
 -- Others: `missing` cannot be started; "read -r _ || :" waits until the input ends.
 --
 -- What is wrong on purpose is told by names in env: SPAWN = "429 429", "lost", "500": what becomes of the requests to
--- start it, one after another; "slow": the answer takes a while. EVENTS = "none": there is no such route. CANCEL = "slow":
--- it takes a second; "never". IMAGE = "result": where the image is told of. CAP = n: how many may run at once.
+-- start it, one after another; "slow": the answer takes a while. EVENTS = "none": there is no such route. CANCEL =
+-- "slow": it takes a second; "never"; "late". IMAGE = "result": where the image is told of. FORGET = "1": the events
+-- tell nothing of its end. STDIN = "lost": answers to input are. For sandboxes, which have no env, the host name says
+-- it: "no-events".
 
 local function new_process(op, spid, request)
   local line = request.command
   if not request.shell and request.args then line = line .. " " .. table.concat(request.args, " ") end
   local process = {
-    op = op, spid = spid, words = {}, input = {}, stdout = "", stderr = "", code = -1, signal = -1, env = request.env or {},
-    input_ended = request.stdin == nil or request.stdin.close ~= false,
+    op = op, spid = spid, words = {}, input = {}, stdout = "", stderr = "", code = -1, signal = -1,
+    env = request.env or {}, input_ended = request.stdin == nil or request.stdin.close ~= false,
   }
   if request.stdin and request.stdin.value ~= "" then process.input[1] = request.stdin end
   for word in (line:find "^read %-r" and "read" or line):gmatch "[^;]+" do
@@ -31,13 +34,19 @@ local function new_process(op, spid, request)
 end
 
 local function emit(op, spid, kind, data)
-  op.events[#op.events + 1] = { id = #op.events, spid = spid, type = kind, data = data, ts = "2026-09-04T12:00:01.5Z" }
+  local process = op.processes[spid]
+  if kind == "exit" and process and process.env.FORGET then return end
+  op.events[#op.events + 1] = {
+    id = #op.events, spid = spid, type = kind, data = data, ts = "2026-09-04T12:00:01.5Z",
+  }
 end
 
 local function record_of(process)
   return {
-    state = { exit_code = process.code, signal = process.signal, pid = 100 + process.spid, timed_out = process.late or false,
-      core_dump = false, stopped = false, continued = false },
+    state = {
+      exit_code = process.code, signal = process.signal, pid = 100 + process.spid, timed_out = process.late or false,
+      core_dump = false, stopped = false, continued = false,
+    },
     resources = { elapsed_time = 0.5, user_cpu_time = 0.25, system_cpu_time = 0.125, max_rss = 2048 },
     stdout = { value = process.stdout, encoding = "ascii", truncated = process.cut_stdout },
     stderr = { value = process.stderr, encoding = "ascii", truncated = process.cut_stderr },
@@ -57,8 +66,8 @@ local function ended(process, code, signal)
   process.code, process.signal = code, signal or -1
   local op = process.op
   emit(op, process.spid, "exit", {
-    pid = 100 + process.spid, code = code, signal = process.signal, timed_out = process.late or false, duration_ms = 500,
-    resources = { user_time_us = 250000, sys_time_us = 125000, max_rss_kb = 2048 },
+    pid = 100 + process.spid, code = code, signal = process.signal, timed_out = process.late or false,
+    duration_ms = 500, resources = { user_time_us = 250000, sys_time_us = 125000, max_rss_kb = 2048 },
   })
   if process.spid ~= 1 then return end
   for _, other in pairs(op.processes) do
@@ -164,7 +173,9 @@ local function spawn(request, state)
   end
   local delay = state.slow and 0.1 or nil
   state.slow = nil
-  return { status = 201, json = { uuid = op.uuid }, headers = { Location = "/v1/operations/" .. op.uuid }, delay = delay }
+  return {
+    status = 201, json = { uuid = op.uuid }, headers = { Location = "/v1/operations/" .. op.uuid }, delay = delay,
+  }
 end
 
 local function events_of(op, from, now)
@@ -201,9 +212,11 @@ local function subprocess(request, op, rest)
     if request.json.command == "missing" then
       return problem(404, 'cannot run "missing": no such program', "not_found")
     end
+    local lost = (request.json.env or {}).SPAWN == "lost"
     local number = #op.processes + 1
     op.processes[number] = new_process(op, number, request.json)
     emit(op, number, "spawn", { pid = 100 + number, command = request.json.command, args = {}, shell = false })
+    if lost then return { raw = "" } end
     return { status = 201, json = { spid = number } }
   end
   local process = op.processes[tonumber(spid)]
@@ -216,6 +229,7 @@ local function subprocess(request, op, rest)
     return { status = 202 }
   elseif input == "/stdin" then
     if process.input_ended then return problem(409, "its input has ended") end
+    if process.env.STDIN == "lost" then return { raw = "" } end
     if request.json.value ~= "" then process.input[#process.input + 1] = request.json end
     process.input_ended = request.json.close
     return { status = 202 }
@@ -264,7 +278,7 @@ return function(request, state)
   elseif rest == "" then
     return { json = operation_of(op) }
   elseif rest == "/events" then
-    if env.EVENTS == "none" then return problem(404, "no such route") end
+    if env.EVENTS == "none" or op.request.hostname == "no-events" then return problem(404, "no such route") end
     local last = tonumber(request.headers["last-event-id"] or -1)
     return { pieces = events_of(op, last, now) }
   end

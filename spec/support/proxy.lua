@@ -50,6 +50,9 @@ end
 --- Waits until the condition holds: the text of a chunk that gets the log, live, and returns a boolean.
 function proxy:wait(source) control(self, "/_wait", source) end
 
+--- Lets all gated answers go on by one piece.
+function proxy:go() control(self, "/_go", "") end
+
 function proxy:stop()
   self.client:close()
   self.daemon:stop()

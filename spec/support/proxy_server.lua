@@ -7,6 +7,8 @@
 --   chunked = true             in chunks; `pieces` = { "a", "b" } gives them one by one
 --   endless = true             the body again and again, without a length
 --   raw = "..."                these bytes in place of an answer, then the end
+--   gated = true               of `pieces`, each but the first waits for a `server:go()` of its own
+--   tunnel = true              of a CONNECT: connects, and passes on what comes
 --   forward = true             asks the server behind; `drop` = { "range" } leaves out headers of the request
 -- and what goes wrong on the way:
 --   delay = seconds            before anything is said
@@ -17,6 +19,7 @@
 --   stall_at = n               it falls silent there, for ever
 --   corrupt_at = n             the byte there is another
 --   trickle = n                n bytes at a time
+-- With state.refuses_expect a request that asks whether its body is wanted is told 417.
 
 local cjson = require "cjson"
 local uv = require "luv"
@@ -25,6 +28,7 @@ local upstream_host, upstream_port = (arg[1] or ""):match "^(.*):(%d+)$"
 
 local handler = function() return { status = 404, body = "no handler\n" } end
 local state, log, waiting, connections = {}, {}, {}, 0
+local gated = {} -- what goes on at the next /_go
 local KEEP = 1 << 20
 
 local function changed()
@@ -140,6 +144,14 @@ local function answer_here(self)
     else
       piece = body:sub(at, at + step - 1)
     end
+    if piece and piece ~= "" and how.gated and at > 1 and not self.through then
+      self.through = true
+      gated[#gated + 1] = more
+      self.entry.waits = true
+      return changed()
+    end
+    self.through = nil
+    self.entry.waits = nil
     if piece and piece ~= "" then
       at = at + step
       return self:piece(piece, more)
@@ -221,6 +233,29 @@ local function forward(self)
   end)
 end
 
+-- From here on the connection is the client's and the server's it wants.
+local function tunnel(connection, entry)
+  local host, port = entry.path:match "^%[?(.-)%]?:(%d+)$"
+  local behind, socket = uv.new_tcp(), connection.socket
+  connection.behind = behind
+  socket:read_stop()
+  local function over()
+    close(behind)
+    close(socket)
+  end
+  behind:connect(host == "localhost" and "127.0.0.1" or host, math.tointeger(tonumber(port)), function(problem)
+    if problem then return over() end
+    socket:write "HTTP/1.1 200 Connection established\r\n\r\n"
+    if connection.input ~= "" then behind:write(connection.input) end
+    for from, to in pairs { [socket] = behind, [behind] = socket } do
+      from:read_start(function(_, data)
+        if not data then return over() end
+        if not to:is_closing() then to:write(data) end
+      end)
+    end
+  end)
+end
+
 local function respond(connection, entry, body)
   local good, how = pcall(handler, entry, state)
   if not good then how = { status = 500, body = tostring(how) } end
@@ -230,6 +265,8 @@ local function respond(connection, entry, body)
       self:write(how.raw, function() self:finish(false) end)
     elseif how.forward then
       forward(self)
+    elseif how.tunnel then
+      tunnel(connection, entry)
     else
       answer_here(self)
     end
@@ -249,6 +286,12 @@ local function control(connection, path, body)
     connection:next_request()
   end
   if path == "/_log" then return say(200, #log == 0 and "[]" or cjson.encode(log)) end
+  if path == "/_go" then
+    local list = gated
+    gated = {}
+    for _, go in ipairs(list) do go() end
+    return say(200, "")
+  end
   local chunk, why = load(body, "=test")
   if not chunk then return say(500, why) end
   if path == "/_wait" then
@@ -260,7 +303,7 @@ local function control(connection, path, body)
     waiting[#waiting + 1] = { holds = holds, answer = function() say(200, "") end }
     return
   end
-  handler, state, log = chunk(), {}, {}
+  handler, state, log, gated = chunk(), {}, {}, {}
   say(200, "")
 end
 
@@ -296,6 +339,12 @@ function Connection:parse()
     self.head = { method = method, path = path, headers = headers, connection = self.number, sent = 0 }
     self.left = math.tointeger(tonumber(headers["content-length"] or 0))
     self.body, self.body_size = {}, 0
+    if headers.expect and state.refuses_expect then
+      log[#log + 1] = self.head
+      self.head = nil
+      self.socket:write "HTTP/1.1 417 Expectation Failed\r\nContent-Length: 3\r\n\r\nno\n"
+      return self:parse()
+    end
     if headers.expect then self.socket:write "HTTP/1.1 100 Continue\r\n\r\n" end
   end
   local part = self.input:sub(1, self.left)

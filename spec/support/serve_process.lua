@@ -19,9 +19,9 @@ local BUILD = assert(package.searchpath("bough.core", package.cpath)):match "^(.
 --- @param args string? more of the command line
 function serve_process.start(args)
   local home = scratch.store()
-  local command = ("env BOUGH_BUILD=%s %s bin/bough serve --home %s --port 0 --image busybox --token %s --log %s %s"):format(
-    scratch.quote(BUILD), arena.lua(), scratch.quote(home), serve_process.TOKEN,
-    scratch.quote(os.getenv "BOUGH_SERVE_LOG" or "none"), args or "")
+  local command = ("env BOUGH_BUILD=%s %s bin/bough serve --home %s --port 0 --image busybox --token %s --log %s %s")
+    :format(scratch.quote(BUILD), arena.lua(), scratch.quote(home), serve_process.TOKEN,
+      scratch.quote(os.getenv "BOUGH_SERVE_LOG" or "none"), args or "")
   local self = setmetatable({ daemon = daemon.start(command, "bough serves"), home = home }, serve_process)
   self.url = assert(self.daemon.line:match "(https?://%S+)$", self.daemon.line)
   running[self] = true

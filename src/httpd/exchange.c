@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <ctype.h>
 #include <limits.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,61 +14,59 @@
 #include "sys.h"
 
 enum {
-    BLOCK = 1024,          /* MHD's buffer for clients that know no chunks */
-    PORTION = 64 << 10,    /* that is compressed at once */
-    SMALL_BODY = 64 << 10, /* comes before the request is handed over */
+    BLOCK = 1024,       /* MHD's buffer for clients that know no chunks */
+    PORTION = 64 << 10, /* that is compressed at once */
     INTERRUPT_MOST = 16 << 10,
     METHOD_MAX = 32,
 };
 
 /* Lists ---------------------------------------------------------------------------------------- */
 
+bool httpd_exchange_is_in(const struct httpd_exchange *x, enum httpd_list list)
+{
+    return x->hooks[list].next != NULL;
+}
+
+void httpd_exchange_list(struct httpd_exchange *x, enum httpd_list list)
+{
+    struct httpd_hook *hook = &x->hooks[list], *head = httpd_server_list(x->server, list);
+    if (hook->next)
+        return;
+    hook->next = head;
+    hook->prev = head->prev;
+    hook->prev->next = hook;
+    head->prev = hook;
+}
+
+void httpd_exchange_leave(struct httpd_exchange *x, enum httpd_list list)
+{
+    struct httpd_hook *hook = &x->hooks[list];
+    if (!hook->next)
+        return;
+    hook->prev->next = hook->next;
+    hook->next->prev = hook->prev;
+    *hook = (struct httpd_hook){0};
+}
+
+struct httpd_exchange *httpd_exchange_of(struct httpd_hook *hook, enum httpd_list list)
+{
+    return (struct httpd_exchange *)((char *)hook - offsetof(struct httpd_exchange, hooks) -
+                                     list * sizeof(struct httpd_hook));
+}
+
+void httpd_exchange_unlist(struct httpd_exchange *x)
+{
+    for (int list = 0; list < HTTPD_LISTS; list++)
+        httpd_exchange_leave(x, list);
+    x->news = 0;
+}
+
 void httpd_exchange_tell(struct httpd_exchange *x, unsigned news)
 {
     if (!x->taken || !x->server)
         return;
     x->news |= news;
-    if (x->has_news)
-        return;
-    struct httpd_link *list = httpd_server_talk(x->server);
-    x->has_news = true;
-    x->news_next = NULL;
-    x->news_prev = list->last;
-    if (list->last)
-        list->last->news_next = x;
-    else
-        list->first = x;
-    list->last = x;
-}
-
-static void list_ready(struct httpd_exchange *x)
-{
-    struct httpd_link *list = httpd_server_ready(x->server);
-    x->is_ready = true;
-    x->ready_next = NULL;
-    x->ready_prev = list->last;
-    if (list->last)
-        list->last->ready_next = x;
-    else
-        list->first = x;
-    list->last = x;
-}
-
-void httpd_exchange_unlist(struct httpd_exchange *x)
-{
-    if (x->is_ready) {
-        struct httpd_link *list = httpd_server_ready(x->server);
-        *(x->ready_prev ? &x->ready_prev->ready_next : &list->first) = x->ready_next;
-        *(x->ready_next ? &x->ready_next->ready_prev : &list->last) = x->ready_prev;
-        x->is_ready = false;
-    }
-    if (x->has_news) {
-        struct httpd_link *list = httpd_server_talk(x->server);
-        *(x->news_prev ? &x->news_prev->news_next : &list->first) = x->news_next;
-        *(x->news_next ? &x->news_next->news_prev : &list->last) = x->news_prev;
-        x->has_news = false;
-        x->news = 0;
-    }
+    httpd_exchange_list(x, HTTPD_TALK);
 }
 
 /* Life ----------------------------------------------------------------------------------------- */
@@ -134,7 +133,7 @@ void httpd_exchange_resume(struct httpd_exchange *x)
 void httpd_exchange_hand(struct httpd_exchange *x)
 {
     x->handed = true;
-    list_ready(x);
+    httpd_exchange_list(x, HTTPD_READY);
 }
 
 void httpd_exchange_free(struct httpd_exchange *x)
@@ -289,7 +288,7 @@ bool httpd_exchange_capture(struct httpd_exchange *x, const char *method, const 
 /* Whether it must be decided about before the body comes. */
 bool httpd_exchange_is_early(const struct httpd_exchange *x)
 {
-    return x->refused || x->length < 0 || x->length > SMALL_BODY || (x->expects && x->length);
+    return x->refused || x->length > HTTPD_SMALL_BODY || (x->expects && x->length);
 }
 
 uint64_t httpd_exchange_number(const struct httpd_exchange *x)

@@ -9,10 +9,14 @@
 #include "httpd/queue.h"
 #include "httpd/server.h"
 
-/* Where an exchange can be listed. */
-struct httpd_link {
-    struct httpd_exchange *first, *last;
+/* The lists that an exchange can be in, and its places in them; a list is a ring with a head. */
+enum httpd_list { HTTPD_READY, HTTPD_TALK, HTTPD_FRESH, HTTPD_LISTS };
+
+struct httpd_hook {
+    struct httpd_hook *next, *prev; /* NULL: in no list */
 };
+
+enum { HTTPD_SMALL_BODY = 64 << 10 }; /* comes before the request is handed over */
 
 enum httpd_phase {
     HTTPD_IDLE,   /* between requests */
@@ -39,14 +43,13 @@ struct httpd_connection {
 };
 
 struct httpd_exchange {
-    struct httpd_exchange *ready_next, *ready_prev; /* not taken yet */
-    struct httpd_exchange *news_next, *news_prev;
+    struct httpd_hook
+        hooks[HTTPD_LISTS]; /* not taken yet; with news; may be answered before it is suspended */
     struct httpd_server *server;         /* NULL when over */
     struct httpd_connection *connection; /* NULL when over */
     unsigned refs;
     unsigned news;
     uint64_t number;
-    bool is_ready, has_news; /* in these lists */
     bool taken;
     bool seen;      /* by on_request */
     bool held;      /* suspended when only the header had come */
@@ -94,13 +97,16 @@ void httpd_exchange_resume(struct httpd_exchange *x);
 void httpd_exchange_tell(struct httpd_exchange *x, unsigned news);
 bool httpd_exchange_is_early(const struct httpd_exchange *x);
 void httpd_exchange_hand(struct httpd_exchange *x);
-void httpd_exchange_unlist(struct httpd_exchange *x);
+void httpd_exchange_unlist(struct httpd_exchange *x); /* out of all */
+void httpd_exchange_list(struct httpd_exchange *x, enum httpd_list list);
+void httpd_exchange_leave(struct httpd_exchange *x, enum httpd_list list);
+bool httpd_exchange_is_in(const struct httpd_exchange *x, enum httpd_list list);
+struct httpd_exchange *httpd_exchange_of(struct httpd_hook *hook, enum httpd_list list);
 
 const struct httpd_options *httpd_server_options(const struct httpd_server *server);
 struct httpd_press *httpd_server_press(struct httpd_server *server);
 bool httpd_server_is_quiet(const struct httpd_server *server);
-struct httpd_link *httpd_server_ready(struct httpd_server *server);
-struct httpd_link *httpd_server_talk(struct httpd_server *server);
+struct httpd_hook *httpd_server_list(struct httpd_server *server, enum httpd_list list);
 uint64_t httpd_server_count(struct httpd_server *server);
 
 #endif

@@ -76,7 +76,7 @@ static void put_string(struct writer *out, const char *text, size_t size)
     size_t from = 0, at = 0;
     while (at < size) {
         unsigned char c = s[at];
-        if (c >= 32 && c < 127 && c != '"' && c != '\\') {
+        if (c >= 32 && c < 128 && c != '"' && c != '\\') {
             at++;
             continue;
         }

@@ -39,7 +39,7 @@ struct httpd_server {
     struct httpd_listener listener; /* fd -1 when quiet */
     struct httpd_press *press;
     struct httpd_connection *connections;
-    struct httpd_link ready, talk;
+    struct httpd_hook lists[HTTPD_LISTS];
     struct lingerer *lingerers;
     unsigned lingering;
     unsigned count, busy;
@@ -64,14 +64,15 @@ bool httpd_server_is_quiet(const struct httpd_server *server)
     return server->quiet;
 }
 
-struct httpd_link *httpd_server_ready(struct httpd_server *server)
+struct httpd_hook *httpd_server_list(struct httpd_server *server, enum httpd_list list)
 {
-    return &server->ready;
+    return &server->lists[list];
 }
 
-struct httpd_link *httpd_server_talk(struct httpd_server *server)
+static struct httpd_exchange *first(struct httpd_server *server, enum httpd_list list)
 {
-    return &server->talk;
+    struct httpd_hook *head = &server->lists[list];
+    return head->next == head ? NULL : httpd_exchange_of(head->next, list);
 }
 
 uint64_t httpd_server_count(struct httpd_server *server)
@@ -106,10 +107,10 @@ unsigned httpd_server_busy(const struct httpd_server *server)
 
 struct httpd_exchange *httpd_server_take(struct httpd_server *server)
 {
-    struct httpd_exchange *x = server->ready.first;
+    struct httpd_exchange *x = first(server, HTTPD_READY);
     if (!x)
         return NULL;
-    httpd_exchange_unlist(x);
+    httpd_exchange_leave(x, HTTPD_READY);
     x->taken = true;
     x->refs++;
     return x;
@@ -117,11 +118,12 @@ struct httpd_exchange *httpd_server_take(struct httpd_server *server)
 
 struct httpd_exchange *httpd_server_news(struct httpd_server *server, unsigned *news)
 {
-    struct httpd_exchange *x = server->talk.first;
+    struct httpd_exchange *x = first(server, HTTPD_TALK);
     if (!x)
         return NULL;
     *news = x->news;
-    httpd_exchange_unlist(x);
+    x->news = 0;
+    httpd_exchange_leave(x, HTTPD_TALK);
     if (x->over)
         x->server = NULL;
     return x;
@@ -242,6 +244,8 @@ static enum MHD_Result on_body(struct httpd_exchange *x, const char *data, size_
         return MHD_NO;
     x->in_bytes += taken;
     *size -= taken;
+    if (!x->handed && x->in.length >= HTTPD_SMALL_BODY)
+        httpd_exchange_hand(x);
     if (x->handed) {
         httpd_exchange_tell(x, HTTPD_NEWS_BODY);
         if (x->in.length >= options->ahead)
@@ -260,6 +264,7 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *mhd, const c
     struct httpd_exchange *x = *context;
     if (!x || x->broken || !x->server)
         return MHD_NO;
+    httpd_exchange_leave(x, HTTPD_FRESH);
     if (!x->seen) {
         x->seen = true;
         enter(x->connection, HTTPD_BUSY);
@@ -286,8 +291,39 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *mhd, const c
         return httpd_exchange_queue(x);
     if (!x->handed)
         httpd_exchange_hand(x);
-    httpd_exchange_suspend(x);
+    httpd_exchange_list(x, HTTPD_FRESH);
     return MHD_YES;
+}
+
+/* Most requests are answered before the server runs again, and those need not be suspended. It would not do to
+ * suspend the others in on_request either: MHD would take them for ones that it still has to read, and when they
+ * are resumed, it would read, find that the client has closed its side, and hang up. */
+static void suspend_the_unanswered(struct httpd_server *server)
+{
+    struct httpd_hook *head = &server->lists[HTTPD_FRESH];
+    for (struct httpd_hook *hook = head->next, *next; hook != head; hook = next) {
+        next = hook->next;
+        struct httpd_exchange *x = httpd_exchange_of(hook, HTTPD_FRESH);
+        if (x->response || x->broken)
+            continue;
+        httpd_exchange_leave(x, HTTPD_FRESH);
+        httpd_exchange_suspend(x);
+    }
+}
+
+/* The answered ones are no longer fresh when MHD has looked at them again, as it should have. */
+static void push_the_answered(struct httpd_server *server)
+{
+    struct httpd_hook *head = &server->lists[HTTPD_FRESH];
+    for (struct httpd_hook *hook = head->next, *next; hook != head; hook = next) {
+        next = hook->next;
+        struct httpd_exchange *x = httpd_exchange_of(hook, HTTPD_FRESH);
+        if (!x->response && !x->broken)
+            continue;
+        httpd_exchange_leave(x, HTTPD_FRESH);
+        httpd_exchange_suspend(x);
+        httpd_exchange_resume(x);
+    }
 }
 
 static void on_completed(void *cls, struct MHD_Connection *mhd, void **context,
@@ -306,8 +342,8 @@ static void on_completed(void *cls, struct MHD_Connection *mhd, void **context,
         news |= HTTPD_NEWS_GONE;
     }
     httpd_exchange_tell(x, news);
-    if (x->is_ready) /* gone before anybody took it */
-        httpd_exchange_unlist(x);
+    httpd_exchange_leave(x, HTTPD_READY); /* gone before anybody took it */
+    httpd_exchange_leave(x, HTTPD_FRESH);
     x->over = true;
     x->connection = NULL;
     server->busy--;
@@ -315,7 +351,7 @@ static void on_completed(void *cls, struct MHD_Connection *mhd, void **context,
     enter(connection, HTTPD_IDLE);
     if (server->quiet)
         shutdown(connection->fd, SHUT_RD);
-    if (!x->has_news)
+    if (!httpd_exchange_is_in(x, HTTPD_TALK))
         x->server = NULL;
     httpd_exchange_unref(x);
 }
@@ -373,13 +409,15 @@ static bool is_slow(struct httpd_connection *connection, uint64_t progress, int6
     return passed(connection->window, options->slow_seconds, now);
 }
 
+/* MHD does not see an end that came together with bytes. */
+static bool is_unseen(const struct httpd_connection *connection, int64_t now)
+{
+    return connection->half && passed(connection->half, 0.9, now);
+}
+
 static void look_at_busy(struct httpd_connection *connection, const struct measure *m, int64_t now)
 {
     struct httpd_exchange *x = connection->exchange;
-    if (!m->closed && !m->half_closed)
-        connection->half = 0;
-    else if (!connection->half)
-        connection->half = now;
     if (m->closed || (connection->half && x->suspended &&
                       passed(connection->half, connection->server->options.gone_seconds, now))) {
         if (!x->gone) {
@@ -394,6 +432,10 @@ static void look_at_busy(struct httpd_connection *connection, const struct measu
     }
     if (x->suspended)
         return;
+    if (!x->queued && is_unseen(connection, now)) {
+        hang_up(connection);
+        return;
+    }
     if (x->broken || (x->answered && !x->queued &&
                       passed(x->answered_at, connection->server->options.linger_seconds, now))) {
         hang_up(connection);
@@ -403,7 +445,9 @@ static void look_at_busy(struct httpd_connection *connection, const struct measu
         if (!x->slow && is_slow(connection, x->in_bytes, now)) {
             x->slow = true; /* it may still be told so */
             connection->window = 0;
-            if (x->handed && !x->answered)
+            if (!x->handed)
+                httpd_exchange_hand(x);
+            else if (!x->answered)
                 httpd_exchange_tell(x, HTTPD_NEWS_BODY);
             else
                 hang_up(connection);
@@ -419,6 +463,10 @@ static void look_at_waiting(struct httpd_connection *connection, const struct me
                             int64_t now)
 {
     const struct httpd_options *options = &connection->server->options;
+    if (is_unseen(connection, now)) {
+        hang_up(connection);
+        return;
+    }
     if (connection->phase == HTTPD_HEADER) {
         if (passed(connection->since, options->header_seconds, now))
             hang_up(connection);
@@ -440,6 +488,10 @@ static void sweep(struct httpd_server *server, int64_t now)
     struct measure m;
     for (struct httpd_connection *c = server->connections; c; c = c->next) {
         measure(c->fd, &m);
+        if (!m.closed && !m.half_closed)
+            c->half = 0;
+        else if (!c->half)
+            c->half = now;
         if (c->phase == HTTPD_BUSY && c->exchange)
             look_at_busy(c, &m, now);
         else
@@ -472,7 +524,9 @@ static void drain(struct httpd_server *server, int64_t now)
 
 double httpd_server_run(struct httpd_server *server)
 {
+    suspend_the_unanswered(server);
     MHD_run(server->daemon);
+    push_the_answered(server);
     int64_t now = bough_now_ns();
     if (server->count && now - server->swept >= SECOND) {
         server->swept = now;
@@ -567,10 +621,13 @@ struct httpd_server *httpd_server_new(const struct httpd_options *options, struc
         free(server);
         return NULL;
     }
+    for (int list = 0; list < HTTPD_LISTS; list++)
+        server->lists[list] = (struct httpd_hook){&server->lists[list], &server->lists[list]};
     server->options = *options;
     server->options.address = server->options.cert = server->options.key =
         server->options.key_password = NULL;
     server->press = press;
+    server->swept = bough_now_ns();
     server->secure = options->cert != NULL;
     server->listener.fd = -1;
     if (httpd_listen(&server->listener, options->address, options->port, BACKLOG, err) < 0 ||
@@ -600,7 +657,7 @@ void httpd_server_free(struct httpd_server *server)
     } else if (server->listener.fd >= 0) {
         close(server->listener.fd);
     }
-    for (struct httpd_exchange *x; (x = server->talk.first);) {
+    for (struct httpd_exchange *x; (x = first(server, HTTPD_TALK));) {
         httpd_exchange_unlist(x);
         x->server = NULL;
     }

@@ -21,7 +21,7 @@
 /* migrations[n] takes a database from user_version n to n + 1. */
 static const char *const migrations[] = {
     /* What is long is elsewhere, so that a listing does not walk over it. */
-    "CREATE TABLE operations(seq INTEGER PRIMARY KEY AUTOINCREMENT, uuid TEXT NOT NULL UNIQUE,"
+    "CREATE TABLE operations(seq INTEGER PRIMARY KEY, uuid TEXT NOT NULL UNIQUE,"
     " kind TEXT NOT NULL, status TEXT NOT NULL, token TEXT, image TEXT, result_image TEXT,"
     " created INTEGER NOT NULL, updated INTEGER NOT NULL, over INTEGER NOT NULL, summary TEXT);"
     "CREATE INDEX operations_created ON operations(created);"

@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "../err.h"
+#include "../usage.h"
 
 #define BOUGH_UUID_SIZE 37 /* 36 characters, lower case, and the NUL */
 #define BOUGH_TAG_MAX 255
@@ -26,6 +27,8 @@ struct bough_result {
     double elapsed_time;             /* seconds, wall clock */
     double user_time, system_time;   /* seconds */
     int64_t max_rss;                 /* bytes, peak */
+    struct bough_usage usage;        /* of live processes; not stored */
+    bool core_dump;                  /* the same */
     bool has_stdout, has_stderr;     /* false: not captured */
     char *stdout_data, *stderr_data; /* owned, malloc; may hold NUL */
     size_t stdout_size, stderr_size;

@@ -19,6 +19,7 @@ local M = {}
 local raise = errors.raise
 
 local PATIENCE = 5 -- seconds that `close` waits for what it has cancelled
+local DATABASE = 1 << 20 -- bytes of an image's /etc/passwd that are read
 
 -- What this service cannot do, by the names of options and methods.
 local unsupported = {
@@ -114,7 +115,9 @@ function driver.check(_, spec, op)
 end
 
 --- Refuses: the service removes nothing.
-function driver.remove() raise("unsupported", "remove", "the service keeps images until nobody has used them for months") end
+function driver.remove()
+  raise("unsupported", "remove", "the service keeps images until nobody has used them for months")
+end
 
 --- Refuses.
 function driver.gc() raise("unsupported", "gc", "nothing can be removed here: untagged images go after some months") end
@@ -163,6 +166,19 @@ function driver:close()
   if not good then error(problem, 0) end
 end
 
+-- The beginning of a file in an image, of which nobody knows how long it is.
+local function beginning(self, uuid, path)
+  local file <close> = self:open(uuid, path)
+  local parts, size = {}, 0
+  while size < DATABASE do
+    local piece = file:read(DATABASE - size)
+    if not piece then break end
+    parts[#parts + 1] = piece
+    size = size + #piece
+  end
+  return table.concat(parts)
+end
+
 local methods = {}
 for _, part in ipairs { images.methods, files.methods, inspect.methods, driver } do
   for name, method in pairs(part) do methods[name] = method end
@@ -174,9 +190,9 @@ function driver_meta:__tostring() return ("contree driver for %s"):format(self.a
 
 --- Makes a driver over an API. Makes no request.
 ---@param api bough.contree.api
----@param opts { max_concurrency: integer?, bounded: boolean?, disk: integer? }? max_concurrency: operations under way at
----  once; without a word what the service allows, with `bounded` as many as one likes; disk: bytes that a sandbox may
----  change, where a run says nothing
+---@param opts { max_concurrency: integer?, bounded: boolean?, disk: integer? }? max_concurrency: operations under way
+---  at once; without a word what the service allows, with `bounded` as many as one likes; disk: bytes that a sandbox
+---  may change, where a run says nothing
 ---@return bough.contree.driver
 function M.new(api, opts)
   opts = opts or {}
@@ -188,8 +204,9 @@ function M.new(api, opts)
     chores = chores.new(function(problem)
       api:log("warning", "work in the background failed: " .. tostring(problem), {})
     end),
-    -- those who wait for a user hold the driver by what they were called with
-    users = users.new(function(uuid, path) return methods.read(weak[1] or { api = api }, uuid, path) end),
+    users = users.new(function(uuid, path)
+      return beginning(weak[1] or setmetatable({ api = api }, driver_meta), uuid, path)
+    end),
   }, hub_meta)
   return self
 end

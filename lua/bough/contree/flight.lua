@@ -160,6 +160,9 @@ end
 local function go(self, asked)
   local hub = self.hub
   local body = hub:complete(asked.body, asked.uuid, asked.user)
+  if hub.gate:is_full() then
+    hub.api:log("info", ("%s waits for its turn: %d operations are under way"):format(self.op, hub.gate.inside))
+  end
   local pass <close> = hub.gate:enter(self.changed, function() return not self.cancelled end)
   if not pass then return end
   self.uuid = send(self, body)
@@ -173,13 +176,14 @@ local function go(self, asked)
   error(problem, 0)
 end
 
--- A time limit of a request is not one of those who wait for the run.
+-- What a service has caught, as those who wait for the run are told: a time limit of a request is none of theirs.
 local function plain(problem, op)
   if not errors.is(problem) then
-    return errors.new("api", op, { cause = problem }, "the client has failed: %s", tostring(problem):gsub("%c", " "))
+    return errors.new("api", op, { cause = problem }, "the client has failed: %s", (tostring(problem):gsub("%c", " ")))
   elseif problem.kind == "timeout" then
-    return errors.new("transport", problem.op, { cause = problem, status = problem.status }, "%s", problem.message)
+    return errors.new("transport", problem.op or op, { cause = problem }, "%s", problem.message)
   end
+  if problem.op == nil then problem.op = op end
   return problem
 end
 

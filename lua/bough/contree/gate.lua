@@ -60,7 +60,7 @@ pass_meta.__close = pass.leave
 ---@return { leave: fun(self) }? pass nil when it is not wanted any more
 function gate:enter(changed, wanted)
   if not wanted() then return nil end
-  if has_room(self) and self.first > self.last then
+  if not self:is_full() then
     self.inside = self.inside + 1
     return setmetatable({ gate = self }, pass_meta)
   end
@@ -73,6 +73,10 @@ function gate:enter(changed, wanted)
   given:leave() -- to the next
   return nil
 end
+
+--- Whether somebody who came now would have to wait.
+---@return boolean
+function gate:is_full() return not has_room(self) or self.first <= self.last end
 
 --- Sets another limit.
 ---@param limit integer?

@@ -245,7 +245,7 @@ M.stdin_bytes = 512 << 10
 ---@param spid integer
 ---@param data string
 ---@param close boolean? nothing follows
----@param opts { op: string?, timeout: number?, deadline: number? }?
+---@param opts { op: string?, timeout: number?, deadline: number?, retry: boolean? }? retry: it may be sent twice
 ---@return boolean taken false when the process has ended or its input was closed
 function M.stdin(api, id, spid, data, close, opts)
   opts = opts or {}
@@ -254,7 +254,7 @@ function M.stdin(api, id, spid, data, close, opts)
   local answer = api:call {
     op = opts.op or "operations:stdin", method = "POST",
     path = path_of(id, "subprocesses", ("%d"):format(spid), "stdin"), json = body, statuses = { [409] = true },
-    once = true, timeout = opts.timeout, deadline = opts.deadline,
+    once = true, retry = opts.retry, timeout = opts.timeout, deadline = opts.deadline,
   }
   return answer.status ~= 409
 end

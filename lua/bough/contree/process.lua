@@ -14,7 +14,7 @@ local wire = require "bough.contree.wire"
 
 local M = {}
 
-local MOST = request.MOST_OUTPUT
+local MOST, MOST_INPUT = request.MOST_OUTPUT, request.MOST_INPUT
 local LOOKS = { 0.1, 0.2, 0.5, 1 } -- seconds between looks at a record; the last one repeats
 
 -- Output -------------------------------------------------------------------------------------------
@@ -49,32 +49,34 @@ local function beyond_limit(name)
   return errors.new("resource", nil, nil, "%s: the service keeps %d MiB of it, and there was more", name, MOST >> 20)
 end
 
-local function close_outflow(self)
+-- `why`: what was not written and should have been.
+local function close_outflow(self, why)
   local writer = self.writer
   self.done, self.writer, self.queue, self.first, self.last = true, nil, {}, 1, 0
   if writer then
     -- whoever reads it himself must not take this for the end
-    if self.dropped > 0 and self.kept then pcall(self.peer.cut, self.peer, self.name, beyond_limit(self.name)) end
+    if not why and self.dropped > 0 then why = beyond_limit(self.name) end
+    if why and self.kept then pcall(self.peer.cut, self.peer, self.name, why) end
     pcall(writer.close, writer)
   end
   self.changed:fire()
 end
 
 local function feed_outflow(self)
-  local good = true
+  local writer, good = self.writer, not self.done
   while good and self.first <= self.last do
     local chunk = self.queue[self.first]
     self.queue[self.first] = nil
     self.first = self.first + 1
-    good = pcall(self.writer.write, self.writer, chunk)
+    good = pcall(writer.write, writer, chunk)
   end
-  if good and self.ended then good = pcall(self.writer.flush, self.writer) end
+  if good and self.ended then good = pcall(writer.flush, writer) end
   self.feeding = nil
   if not good and not self.ended then
     self.ended = true -- nobody reads it any more: what it still writes goes nowhere
     if self.refused then self.refused() end
   end
-  if self.ended then close_outflow(self) end
+  if self.ended and not self.done then close_outflow(self) end
 end
 
 -- One service at a time writes, and only while there is something to write.
@@ -85,6 +87,10 @@ local function feed(self)
 end
 
 function outflow:push(bytes)
+  if self.received + #bytes > MOST then -- a service that does not keep to its own limit
+    self.dropped = self.dropped + self.received + #bytes - MOST
+    bytes = bytes:sub(1, MOST - self.received)
+  end
   self.received = self.received + #bytes
   if self.done or self.ended or bytes == "" then return end
   self.last = self.last + 1
@@ -99,10 +105,10 @@ function outflow:finish()
   if self.feeding or self.received > 0 then feed(self) else close_outflow(self) end
 end
 
--- Nobody wants it.
-function outflow:drop()
+-- Nobody wants it, or (`why`) the rest will never come.
+function outflow:drop(why)
   self.ended = true
-  if not self.done then close_outflow(self) end
+  if not self.done then close_outflow(self, why) end
 end
 
 -- A process ----------------------------------------------------------------------------------------
@@ -115,19 +121,21 @@ end
 ---@field result bough.result? of one that ran
 ---@field spid integer? by which the service knows it
 ---@field label string
+---@field private trouble any why it is killed, where that is not what its caller wanted
 ---@field private hub bough.contree.hub
 ---@field private operation string? uuid of the operation in which it runs
 ---@field private peer bough.peer
 ---@field private changed table condition
 ---@field private out table<"stdout"|"stderr", bough.contree.outflow>
 ---@field private captures table<"stdout"|"stderr", boolean> what is cut without harm
+---@field private is_written boolean its caller writes its input himself
 ---@field private owner bough.contree.process_owner
 local process = {}
 local process_meta = { __index = process, __name = "bough.contree.process" }
 
 ---@class bough.contree.process_owner
 ---@field left fun(process: bough.contree.process) told once, when it is over
----@field kill (fun(process: bough.contree.process))? ends it, in place of a signal; must not wait
+---@field kill (fun(process: bough.contree.process, why: any))? ends it, in place of a signal; must not wait
 ---@field timeout number? seconds, after which it is killed
 
 -- What is kept of captured output for the image's own result.
@@ -156,8 +164,10 @@ function process:fail(problem)
   if self.over then return end
   self.failed = true
   close_stdin(self)
-  self.out.stdout:drop()
-  self.out.stderr:drop()
+  -- what the caller has closed himself has ended for him
+  local is_loss = errors.is(problem) and problem.kind ~= "closed" and problem.kind ~= "cancelled"
+  self.out.stdout:drop(is_loss and problem or nil)
+  self.out.stderr:drop(is_loss and problem or nil)
   self.peer:fail(problem)
   leave(self)
 end
@@ -182,6 +192,7 @@ end
 local function conclude(self)
   while not is_settled(self) and not self.given_up do self.changed:wait() end
   if self.over then return end
+  if self.trouble and not self.given_up then return self:fail(self.trouble) end
   local name = not self.given_up and cut_short(self)
   if name then return self:fail(beyond_limit(name)) end
   if self.given_up then
@@ -236,9 +247,9 @@ function process:signal(number) core.service(try_signal, self, signals.name(numb
 local function kill(self)
   if self.killed or self.over then return end
   self.killed = true
-  if self.owner.kill then return self.owner.kill(self) end
+  if self.owner.kill then return self.owner.kill(self, self.trouble) end
   local good, problem = pcall(send_signal, self, "KILL")
-  if not good then self:fail(problem) end
+  if not good then self:fail(self.trouble or problem) end
 end
 
 local function give_up(self)
@@ -279,25 +290,62 @@ local function send_input(self, data, close)
   return answer.status ~= 409
 end
 
+-- What its caller writes himself goes as it comes, and nothing is read ahead.
 local function pass_on(self, stdin)
-  local most = request.MOST_INPUT
   while not self.result and not self.over do
     local chunk = stdin:read "c"
     if not chunk then return send_input(self, "", true) end
-    for at = 1, #chunk, most do
-      if not send_input(self, chunk:sub(at, at + most - 1), false) then return end
+    for at = 1, #chunk, MOST_INPUT do
+      if not send_input(self, chunk:sub(at, at + MOST_INPUT - 1), false) then return end
     end
+  end
+end
+
+-- Takes from a stream what fits one request, while the one before is under way.
+local function collect(self, stdin, heap)
+  local good, problem = pcall(function()
+    while not self.result and not self.over and not heap.abandoned do
+      if #heap.bytes >= MOST_INPUT then
+        heap.changed:wait()
+      else
+        local chunk = stdin:read "c"
+        if not chunk then return end
+        heap.bytes = heap.bytes .. chunk
+        heap.changed:fire()
+      end
+    end
+  end)
+  heap.ended, heap.problem = true, not good and problem or nil
+  heap.changed:fire()
+end
+
+-- The same for what comes from a file, a function or another command: whatever there is goes with one request.
+local function pass_on_at_once(self, stdin)
+  local heap = { bytes = "", changed = core.condition() }
+  local _ <close> = setmetatable({}, { __close = function()
+    heap.abandoned = true
+    heap.changed:fire()
+  end })
+  core.service(collect, self, stdin, heap)
+  while not self.result and not self.over do
+    while heap.bytes == "" and not heap.ended do heap.changed:wait() end
+    if heap.problem then error(heap.problem, 0) end
+    if heap.bytes == "" then return send_input(self, "", true) end
+    local piece = heap.bytes:sub(1, MOST_INPUT)
+    heap.bytes = heap.bytes:sub(MOST_INPUT + 1)
+    heap.changed:fire()
+    if not send_input(self, piece, false) then return end
   end
 end
 
 -- Carries over what its caller gives it to read.
 local function feed_stdin(self)
   local stdin = self.peer.stdin
-  local good, problem = pcall(pass_on, self, stdin)
+  local good, problem = pcall(self.is_written and pass_on or pass_on_at_once, self, stdin)
   pcall(stdin.close, stdin) -- whoever still writes is told
   if good or is_late(problem) or self.result or self.over or self.given_up then return end
   -- the command would wait for the rest for ever
-  self:fail(problem)
+  self.trouble = problem
   kill(self)
 end
 
@@ -321,7 +369,7 @@ end
 function process:begin(pid)
   if self.ran or self.over then return end
   self.ran, self.began = true, core.now()
-  self.peer:started(pid)
+  self.peer:started(pid and pid > 0 and pid or nil)
   self.changed:fire()
   if self.result then return end
   if self.peer.stdin then core.service(feed_stdin, self) end
@@ -350,6 +398,7 @@ end
 
 function handlers.exit(self, data)
   self:begin(math.tointeger(data.pid))
+  if self.hub.closed then return self:fail(self.hub.closed) end
   if self.watched then return self:look_again() end
   local signal = math.tointeger(data.signal)
   self:finish(results.of_exit(data, self.late and signal ~= nil and signal > 0))
@@ -453,6 +502,7 @@ function M.new(hub, peer, spec, owner, keeps)
   local self = setmetatable({
     hub = hub, peer = peer, label = spec.command, timeout = owner.timeout, owner = owner, changed = changed,
     over = false, ran = false, given_up = false, failed = false, captures = captures,
+    is_written = spec.stdin == core.PIPE,
     out = { stdout = stdout, stderr = joined and stdout or new_outflow(peer, "stderr", changed) },
   }, process_meta)
   if keeps then

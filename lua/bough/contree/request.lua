@@ -142,8 +142,8 @@ end
 
 -- Bodies -------------------------------------------------------------------------------------------
 --
--- They are made while the caller waits, and hold nothing of his: only who the user is, and for how long a run may go on,
--- is asked for later (`complete`).
+-- They are made while the caller waits, and hold nothing of his: only who the user is, and for how long a run may go
+-- on, is asked for later (`complete`).
 
 local function put_sandbox(body, uuid, spec, files)
   body.image = uuid:lower()

@@ -131,8 +131,8 @@ local function attach(hub, spec, state)
   local child, peer = core.child(given)
   state.process = processes.new(hub, peer, spec, {
     left = function() end,
-    kill = function(process)
-      local why = errors.new("cancelled", "run", nil, "the run was closed")
+    kill = function(process, why)
+      why = why or errors.new("cancelled", "run", nil, "the run was closed")
       state.flight:cancel(why)
       process:fail(why)
     end,

@@ -17,6 +17,7 @@ local M = {}
 
 local raise = errors.raise
 
+local PATIENCE = 5 -- seconds for a sandbox to end whose end was asked for in vain, as it seems
 local EARLY = 64 << 20 -- bytes of processes whose number is still on its way here
 
 ---@class bough.contree.sandbox_state
@@ -29,6 +30,7 @@ local EARLY = 64 << 20 -- bytes of processes whose number is still on its way he
 ---@field good integer those that came to their end, wanted
 ---@field members table<bough.contree.process, true> those that are not over
 ---@field by_spid table<integer, bough.contree.process>
+---@field claimed table<integer, true> numbers of processes that are or were known
 ---@field early table<integer, table[]> events of processes that are not known yet
 ---@field early_bytes integer
 ---@field asking integer requests for a process that are under way
@@ -44,7 +46,9 @@ local state_meta = { __index = state_methods }
 
 -- The end ------------------------------------------------------------------------------------------
 
-local function closed_error() return errors.new("cancelled", nil, nil, "the sandbox was closed") end
+local function closed_error(self)
+  return errors.new("cancelled", self.automatic and "popen" or "boot", nil, "the sandbox was closed")
+end
 
 local function ended_error() return errors.new("closed", nil, nil, "the sandbox has ended") end
 
@@ -53,7 +57,12 @@ local function let_go(self)
   local flight = self.flight
   flight:wait_started()
   if not flight.started or flight.over then return end
-  local good, problem = pcall(operations.stdin, self.hub.api, flight.uuid, 1, "", true, { op = "stop" })
+  -- to end it twice is no harm
+  local good, problem = pcall(operations.stdin, self.hub.api, flight.uuid, 1, "", true, { op = "stop", retry = true })
+  local due = core.now() + PATIENCE
+  while not good and not flight.over and not flight.ended and core.now() < due do
+    flight.changed:wait(due - core.now()) -- the answer may have been lost, and not the request
+  end
   if good or flight.over or flight.ended then return end
   self.trouble = problem
   flight:cancel(problem)
@@ -71,24 +80,37 @@ function state_methods:close()
   local was_over = self.over
   self.closed, self.finishing = true, true
   if was_over then return end
-  if self.flight then self.flight:cancel(closed_error()) else self.over = true end
+  if self.flight then self.flight:cancel(closed_error(self)) else self.over = true end
   self.changed:fire()
 end
 
--- How the sandbox was doing when it ended, for the processes that ended with it.
+-- How a process has ended whose end its events have not told. Waits.
+local function look_back(self, process)
+  if self.closed or not process.spid then return nil end
+  local good, record = pcall(operations.subprocess_result, self.hub.api, self.flight.uuid, process.spid,
+    { op = "wait", retry = false })
+  if not good or process.result or process.over then return nil end
+  process:catch_up(record)
+  return results.of_record(record, {})
+end
+
+-- How the sandbox was doing when it ended, for the processes that ended with it. May wait.
 local function take_down(self, flight)
   local exit = flight.exit
   local record = flight.document and results.of_operation(flight.document, {})
   self.timed_out = exit ~= nil and exit.timed_out == true or record ~= nil and record.timed_out
   self.oom = record ~= nil and record.oom
-  local failure = flight.problem
-  for process in pairs(self.members) do
+  local failure = not self.closed and flight.problem
+  local left_over = {}
+  for process in pairs(self.members) do left_over[#left_over + 1] = process end
+  for _, process in ipairs(left_over) do
+    local result = process.ran and not process.result and not failure and look_back(self, process)
     if process.result or process.over then -- it is on its way out
       process:look_again()
-    elseif process.ran and not (failure and not self.closed) then
-      process:finish(results.killed(self.timed_out and not self.closed, core.now() - process.began))
+    elseif process.ran and not failure then
+      process:finish(result or results.killed(self.timed_out and not self.closed, core.now() - process.began))
     else
-      process:fail(self.closed and closed_error() or failure or ended_error())
+      process:fail(self.closed and closed_error(self) or failure or ended_error())
     end
   end
 end
@@ -111,7 +133,7 @@ local function concluded(self, flight)
   take_down(self, flight)
   local good, problem = true, nil
   if flight.document and not flight.problem then good, problem = pcall(image_of, self, flight) end
-  self.over, self.by_spid, self.early = true, {}, {}
+  self.over, self.by_spid, self.claimed, self.early = true, {}, {}, {}
   self.changed:fire()
   if not good then error(problem, 0) end
 end
@@ -147,10 +169,16 @@ local function left(self, process)
   if self.good > 0 then self:finish() else self:close() end
 end
 
+-- Roughly, in bytes.
+local function weight_of(event) return 100 + (type(event.data.value) == "string" and #event.data.value or 0) end
+
 local function take_early(self, process, spid)
   local events = self.early[spid]
   self.early[spid] = nil
-  for _, event in ipairs(events or {}) do process:take(event) end
+  for _, event in ipairs(events or {}) do
+    self.early_bytes = self.early_bytes - weight_of(event)
+    process:take(event)
+  end
 end
 
 -- A process that was started and never told to us: nobody will ever ask for it.
@@ -166,11 +194,12 @@ local function on_event(self, event)
   end
   local process = self.by_spid[spid]
   if process then return process:take(event) end
+  if self.claimed[spid] then return end -- it is over here
   if self.asking > 0 then
     local events = self.early[spid] or {}
     self.early[spid] = events
     events[#events + 1] = event
-    self.early_bytes = self.early_bytes + 100 + (type(event.data.value) == "string" and #event.data.value or 0)
+    self.early_bytes = self.early_bytes + weight_of(event)
     if self.early_bytes > EARLY then
       self.flight:cancel(errors.new("protocol", nil, nil, "the service tells of processes that nobody started"))
     end
@@ -180,7 +209,7 @@ local function on_event(self, event)
   end
 end
 
-local function asked(self)
+local function answered(self)
   self.asking = self.asking - 1
   if self.asking > 0 then return end
   for spid in pairs(self.early) do
@@ -213,13 +242,14 @@ local function ask(self, process, body, user)
   if not good then
     local problem = flights.in_doubt(spid, "the process", "its sandbox is operation " .. flight.uuid)
     if errors.is(problem) and problem.in_doubt then self.lost = self.lost + 1 end
-    asked(self)
+    answered(self)
     error(plain(self, problem), 0)
   end
+  self.claimed[spid] = true
   if not process.over then self.by_spid[spid] = process end
   process:known(spid)
   take_early(self, process, spid)
-  asked(self)
+  answered(self)
   if flight.blind then process:watch() end
 end
 
@@ -330,10 +360,10 @@ function sandbox:exec(spec)
 end
 
 local function wait_over(state)
-  while not state.over do state.changed:wait() end
+  while not state.over and not state.closed do state.changed:wait() end
   -- its image is told of a moment before its service is done with it
   local flight = state.flight
-  while flight and not flight.over do flight.changed:wait() end
+  while flight and not flight.over and not state.closed do flight.changed:wait(0.2) end
   if not state.closed and flight and flight.problem then error(flight.problem, 0) end
 end
 
@@ -383,8 +413,8 @@ local function signal_all(state, number)
   for process in pairs(state.members) do process:signal(number) end
 end
 
---- Ends its processes, by SIGTERM, by SIGKILL those that are left after `seconds`, and then it. Waits until its image is
---- there.
+--- Ends its processes, by SIGTERM, by SIGKILL those that are left after `seconds`, and then itself. Waits until its
+--- image is there.
 ---@param seconds number
 function sandbox:stop(seconds)
   local state = self.state
@@ -417,7 +447,7 @@ function M.boot(hub, uuid, spec)
   local state = setmetatable({
     hub = hub, uuid = uuid:lower(), spec = spec, automatic = spec.automatic or false,
     files = spec.files and spec.files:spec() or nil, changed = core.condition(), live = 0, good = 0, members = {},
-    by_spid = {}, early = {}, early_bytes = 0, asking = 0, lost = 0,
+    by_spid = {}, claimed = {}, early = {}, early_bytes = 0, asking = 0, lost = 0,
   }, state_meta)
   if not state.automatic then launch(state) end
   return setmetatable({ state = state }, sandbox_meta)

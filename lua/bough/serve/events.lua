@@ -1,5 +1,6 @@
 --- GET /operations/{id}/events: an operation's event log as server-sent events.
 
+local core = require "bough.core"
 local errors = require "bough.error"
 local http = require "bough.serve.http"
 local validate = require "bough.serve.validate"
@@ -26,8 +27,8 @@ local function cursor(request, params)
 end
 
 -- Both ends of the connection learn from it that the other is still there.
-local function copy(out, reader, follow, last)
-  while follow or reader.after < last do
+local function copy(out, reader, follow, last, expires)
+  while (follow or reader.after < last) and not (expires and core.time() >= expires) do
     local text, over = reader:next(follow and KEEPALIVE or 0)
     if text then
       if not out:write(text) then return end
@@ -54,7 +55,7 @@ function M.follow(app, request, id)
     problem(410, "operation finished; events not yet durable", { kind = "not_found", retry_after = 3 })
   end
   local out <close> = request:stream(200, "text/event-stream")
-  local good, raised = pcall(copy, out, reader, params.follow, log.last)
+  local good, raised = pcall(copy, out, reader, params.follow, log.last, request.token and request.token.expires)
   if good then return end
   if errors.is(raised, "cancelled") then error(raised, 0) end
   if app.log then

@@ -199,7 +199,7 @@ local function gone() return problem(499, "the client has gone") end
 
 -- What stands still in the network goes on when the pump has run: soon, and once for all who ask.
 local function kick(self)
-  if not self.kicked then
+  if not self.kicked and not self.turning then
     self.kicked = true
     self.kick:fire()
   end
@@ -290,11 +290,8 @@ local function add(list, headers)
   return list
 end
 
-local function claim(self, status)
-  if rawget(self, "status") then
-    error(errors.new("state", "request", nil, "%s has an answer already", self), 0)
-  end
-  self.status = status
+local function check_open(self)
+  if rawget(self, "status") then errors.raise("state", "request", "%s has an answer already", tostring(self)) end
 end
 
 ---@class bough.serve.stream
@@ -366,7 +363,7 @@ end
 ---@param size integer? of the whole, where it is known: told to clients that do not want it compressed
 ---@return bough.serve.stream
 function request:stream(status, content_type, headers, size)
-  claim(self, status)
+  check_open(self)
   local exchange = self.exchange
   local gzip = exchange:accepts_gzip()
   local list = add({
@@ -374,6 +371,7 @@ function request:stream(status, content_type, headers, size)
   }, headers)
   local events = content_type:find "^text/event%-stream"
   local good = exchange:open(status, list, gzip and (events and "events" or "bulk") or "none", size)
+  self.status = status
   kick(self.server)
   local out = setmetatable({ request = self, exchange = exchange, open = good }, stream_meta)
   self.out = out
@@ -381,6 +379,7 @@ function request:stream(status, content_type, headers, size)
 end
 
 local function whole(self, status, content_type, bytes, headers)
+  check_open(self)
   local list = { "X-Request-ID", self.id }
   local gzip = false
   if content_type then list[3], list[4] = "Content-Type", content_type end
@@ -390,6 +389,7 @@ local function whole(self, status, content_type, bytes, headers)
   end
   if headers then add(list, headers) end
   self.exchange:reply(status, list, bytes, gzip)
+  self.status = status
   kick(self.server)
 end
 
@@ -404,7 +404,6 @@ function request:send(status, content_type, bytes, headers)
     out:write(bytes)
     return
   end
-  claim(self, status)
   whole(self, status, content_type, bytes, headers)
 end
 
@@ -416,7 +415,6 @@ function request:reply(status, value, headers)
   if value ~= nil then
     return self:send(status, "application/json", self.server.httpd.json(value), headers)
   end
-  claim(self, status)
   whole(self, status, nil, nil, headers)
 end
 
@@ -454,13 +452,14 @@ end
 
 local function failed(self, raised)
   local why = to_problem(raised)
-  if not why then
+  local answered = rawget(self, "status")
+  if not why or (answered and not self.gone and why.status ~= 499) then
     local unknown = type(raised) == "table" and raised.unknown or raised
     report(self.server, "error", ("%s %s: %s"):format(self.method, self.path, tostring(unknown)),
       { request = self.id, traceback = type(raised) == "table" and raised.traceback or nil })
     why = problem(500, "internal error")
   end
-  if rawget(self, "status") then -- too late to say so
+  if answered then -- too late to say so
     if self.out then self.out:abort() end
     return
   end
@@ -563,7 +562,9 @@ local function turn(self)
   local pause = self.daemon:run()
   events(self)
   while pause == 0 do
+    self.turning = true -- whoever gets something done now need not wake anybody
     core.sleep(0)
+    self.turning = false
     if self.state == "closed" then return end
     pause = self.daemon:run()
     events(self)

@@ -96,16 +96,21 @@ end
 -- Hands the end to the journal: from then on it is in every listing.
 local function put(self)
   local good, note = pcall(self.manager.journal.put_operation, self.manager.journal, row_of(self))
-  return good and note or nil
+  if good then return note end
+  return { wait = function() error(note, 0) end }
 end
 
--- Waits until it is stored. A disk that is full now may have room later; until then the memory has it.
+-- Waits until it is stored. A disk that is full now may have room later; until then the memory has it. A server that
+-- stops tries once more: the next one finds an operation that did not end, and says so.
 local function save(self, note)
+  local last = false
   while note do
     local good, problem_ = pcall(note.wait, note)
     if good then break end
     self.manager:tell { event = "error", operation = self.uuid, error = tostring(problem_) }
-    core.sleep(RETRY)
+    if last then break end
+    if not self.manager.closed then self.manager.closing:wait(RETRY) end
+    last = self.manager.closed
     note = put(self)
   end
   if self.log then
@@ -234,7 +239,7 @@ end
 function M.open(app)
   local self = setmetatable({
     journal = app.journal, live = {}, active = 0, ended = 0, closed = false, changed = core.condition(),
-    last_created = 0, log_event = app.log,
+    closing = core.condition(), last_created = 0, log_event = app.log,
   }, manager_meta)
   recover(self)
   return self
@@ -345,6 +350,7 @@ end
 --- Takes no more, ends those under way, and waits until all is in the journal. Those that ran have FAILED then.
 function manager:close()
   self.closed = true
+  self.closing:fire()
   for _, one in pairs(self.live) do
     if not one.over then
       one.stopping = STOPPED

@@ -15,6 +15,7 @@ local QUIET = 0.2 -- seconds without output after which children that hold the p
 local MOST_QUIET = 2 -- the same for children that keep talking
 local SMALL, MANY, GATHER = 4096, 32, 0.002 -- many small reads in a row: more is read at a time
 local MOST_KEPT = 32 << 20 -- bytes of output in memory, of all processes of a run
+local MOST_WAITING = 8 << 20 -- bytes of input that wait for a process to read them
 local SHOWN = 256 << 10 -- bytes of a command's words in its event
 
 local function problem(status, message, kind) error(http.problem(status, message, { kind = kind }), 0) end
@@ -32,6 +33,7 @@ local function problem(status, message, kind) error(http.problem(status, message
 ---@field private kept table<string, { parts: string[], size: integer, dropped: integer }>
 ---@field private open integer streams that are not at their end
 ---@field private heard number when it last wrote
+---@field private holding integer streams that are not read on, because the journal is behind
 ---@field private ended userdata fires at its end
 ---@field private changed userdata fires when a stream has ended
 local process = {}
@@ -88,9 +90,12 @@ local function pump(self, name, reader)
     local good, bytes = pcall(reader.read, reader, "c")
     if not good or not bytes then break end
     if not self.told then
-      self.heard = core.now()
       take(self, name, bytes)
+      self.holding = self.holding + 1
       self.log:room()
+      self.holding = self.holding - 1
+      self.heard = core.now()
+      if self.ending then self.changed:fire() end
       small = #bytes < SMALL and small + 1 or 0
       if small >= MANY and not self.ending then self.ended:wait(GATHER) end
     end
@@ -146,6 +151,12 @@ function process:write(bytes, close)
     if self.deaf then problem(409, ("process %d reads its stdin no more"):format(self.spid), "closed") end
   end
   check()
+  if self.waiting > 0 and self.waiting + #bytes > MOST_WAITING then
+    error(http.problem(429, ("%d bytes wait already until process %d reads them"):format(self.waiting, self.spid),
+      { kind = "resource", retry_after = 1 }), 0)
+  end
+  self.waiting = self.waiting + #bytes
+  local _ <close> = setmetatable({}, { __close = function() self.waiting = self.waiting - #bytes end })
   local _ <close> = self.turns:acquire()
   check()
   feed(self, bytes, close)
@@ -155,7 +166,7 @@ end
 -- What came with the request goes first.
 local function start_feeding(self, spec)
   if not spec.keeps_open then return end
-  self.turns = core.queue()
+  self.turns, self.waiting = core.queue(), 0
   if spec.input == "" then return end
   self.turns:acquire()
   core.spawn(function()
@@ -219,7 +230,7 @@ function M.start(place, spec, number)
   local started = place.instance:exec(options)
   local self = setmetatable({
     spid = number(), pid = started.pid, process = started, place = place, log = place.log, limit = spec.limit,
-    fed = 0, open = 2, spilled = false,
+    fed = 0, open = 2, holding = 0, spilled = false,
     kept = { stdout = { parts = {}, size = 0, dropped = 0 }, stderr = { parts = {}, size = 0, dropped = 0 } },
     began = core.now(), heard = core.now(), told = false, ended = core.condition(), changed = core.condition(),
   }, process_meta)
@@ -241,16 +252,37 @@ function process:wait()
   self.ended:fire()
 end
 
+-- Whether nothing more comes, as far as anybody can tell.
+local function is_quiet(self, since)
+  local due = math.min(math.max(self.heard, since) + QUIET, since + MOST_QUIET)
+  local left = due - core.now()
+  if left > 0 then
+    self.changed:wait(left)
+    return false
+  end
+  -- behind a pause of the whole server its clock may be ahead of what is there to be read
+  local heard = self.heard
+  core.sleep(0)
+  core.sleep(0)
+  return self.holding == 0 and (self.heard == heard or core.now() >= since + MOST_QUIET)
+end
+
 --- Tells of its end, once that is there: behind all of its output. Waits for that, but not for ever: children that it
 --- has left behind may hold its pipes.
-function process:conclude()
+---@param alone boolean? nobody is left who could
+function process:conclude(alone)
   if self.told then return end
   local since = core.now()
   while self.open > 0 do
-    local due = math.min(math.max(self.heard, since) + QUIET, since + MOST_QUIET)
-    local left = due - core.now()
-    if left <= 0 then break end
-    self.changed:wait(left)
+    if self.holding > 0 then -- it is the disk that is slow
+      self.changed:wait(1)
+      since = core.now()
+    elseif alone then
+      self.changed:wait(MOST_QUIET)
+      if self.open > 0 and core.now() > math.max(since, self.heard) + MOST_QUIET then break end
+    elseif is_quiet(self, since) then
+      break
+    end
   end
   self.told = true
   for _, name in ipairs { "stdout", "stderr" } do

@@ -42,6 +42,27 @@ function M.seconds(seconds) return round(seconds) end
 ---@field user number
 ---@field system number
 ---@field max_rss integer KiB
+---@field core_dump boolean
+---@field used table<string, integer> counters as `counters` names them
+
+-- Counters of a result, in resources of results and of `exit` events. -1 where nobody has counted.
+local counters = {
+  { "minor_faults", "page_faults", "minor_faults" }, { "major_faults", "page_faults_io", "major_faults" },
+  { "blocks_in", "block_input", "block_input_ops" }, { "blocks_out", "block_output", "block_output_ops" },
+  { "waits", "voluntary_switches", "voluntary_ctx_switches" },
+  { "preemptions", "involuntary_switches", "involuntary_ctx_switches" },
+}
+
+local function counted(from, column)
+  local used = {}
+  for _, names in ipairs(counters) do used[names[1]] = math.tointeger(from[names[column]]) or UNKNOWN end
+  return used
+end
+
+local function with_counters(resources, used, column)
+  for _, names in ipairs(counters) do resources[names[column]] = used and used[names[1]] or UNKNOWN end
+  return resources
+end
 
 --- The ending that a result tells.
 ---@param result bough.result? nil for a process that was lost with its sandbox
@@ -50,13 +71,15 @@ function M.ending(result)
   if not result then
     return {
       code = -1, signal = KILL, timed_out = false, oom = false, elapsed = 0, user = 0, system = 0, max_rss = UNKNOWN,
+      core_dump = false, used = counted({}, 1),
     }
   end
   local signal = result.signal or result.timed_out and KILL or nil
   return {
     code = signal and -1 or result.exit_code, signal = signal or -1, timed_out = result.timed_out, oom = result.oom,
     elapsed = round(result.elapsed_time), user = round(result.user_time), system = round(result.system_time),
-    max_rss = result.max_rss // 1024,
+    max_rss = result.max_rss // 1024, core_dump = result.resources.core_dump or false,
+    used = counted(result.resources, 1),
   }
 end
 
@@ -66,17 +89,15 @@ end
 ---@return table
 function M.exit(pid, ending)
   return {
-    pid = pid, code = ending.code, signal = ending.signal, core_dump = false, timed_out = ending.timed_out,
+    pid = pid, code = ending.code, signal = ending.signal, core_dump = ending.core_dump, timed_out = ending.timed_out,
     oom = ending.oom, duration_ms = math.floor(ending.elapsed * 1000 + 0.5),
-    resources = {
+    resources = with_counters({
       user_time_us = math.floor(ending.user * 1e6 + 0.5), sys_time_us = math.floor(ending.system * 1e6 + 0.5),
       max_rss_kb = ending.max_rss,
       -- Linux keeps none of these
       shared_memory = 0, unshared_memory = 0, swaps = 0, ipc_msgs_sent = 0, ipc_msgs_received = 0,
       signals_received = 0,
-      minor_faults = UNKNOWN, major_faults = UNKNOWN, voluntary_ctx_switches = UNKNOWN,
-      involuntary_ctx_switches = UNKNOWN, block_input_ops = UNKNOWN, block_output_ops = UNKNOWN,
-    },
+    }, ending.used, 3),
   }
 end
 
@@ -88,7 +109,7 @@ function M.ending_of_exit(data)
   return {
     code = math.tointeger(data.code), signal = math.tointeger(data.signal), timed_out = data.timed_out, oom = data.oom,
     elapsed = data.duration_ms / 1000, user = used.user_time_us / 1e6, system = used.sys_time_us / 1e6,
-    max_rss = math.tointeger(used.max_rss_kb),
+    max_rss = math.tointeger(used.max_rss_kb), core_dump = data.core_dump, used = counted(used, 3),
   }
 end
 
@@ -110,20 +131,18 @@ end
 ---@param elapsed number? seconds, of one that runs
 ---@return table
 function M.result(pid, ending, output, elapsed)
-  local e = ending or { code = -1, signal = -1, timed_out = false, oom = false }
+  local e = ending or { code = -1, signal = -1, timed_out = false, oom = false, core_dump = false }
   local passed = e.elapsed or elapsed and round(elapsed) or UNKNOWN
   return {
     state = {
-      exit_code = e.code, signal = e.signal, pid = pid, timed_out = e.timed_out, oom = e.oom, core_dump = false,
+      exit_code = e.code, signal = e.signal, pid = pid, timed_out = e.timed_out, oom = e.oom, core_dump = e.core_dump,
       stopped = false, continued = false,
     },
-    resources = {
+    resources = with_counters({
       elapsed_time = passed, monotonic_time = passed, user_cpu_time = e.user or UNKNOWN,
       system_cpu_time = e.system or UNKNOWN, max_rss = e.max_rss or UNKNOWN, cost = 0.0,
       shared_memory = 0, unshared_memory = 0, swaps = 0, signals = 0,
-      page_faults = UNKNOWN, page_faults_io = UNKNOWN, block_input = UNKNOWN, block_output = UNKNOWN,
-      voluntary_switches = UNKNOWN, involuntary_switches = UNKNOWN,
-    },
+    }, e.used, 2),
     stdout = stream(output, "stdout"), stderr = stream(output, "stderr"),
   }
 end

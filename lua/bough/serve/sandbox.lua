@@ -114,7 +114,7 @@ end
 -- All has ended; what was written is read to the end and told.
 local function conclude(self)
   while self.starting > 0 do self.changed:wait(1) end -- those that came too late hear of it at once
-  if self.main and self.main.ending then self.main:conclude() end
+  if self.main and self.main.ending then self.main:conclude(true) end
   for spid, one in pairs(self.processes) do
     if spid ~= 1 then one:wait_told() end
   end

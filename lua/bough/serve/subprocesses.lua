@@ -1,5 +1,6 @@
 --- /operations/{id}/subprocesses: the processes of a run that is under way.
 
+local auth = require "bough.serve.auth"
 local body = require "bough.serve.body"
 local errors = require "bough.error"
 local fold = require "bough.serve.fold"
@@ -40,10 +41,17 @@ local function sandbox_of(app, id)
   return sandbox
 end
 
--- A process that runs.
-local function process_of(app, id, text)
-  local spid = spid_of(text)
+-- The same for whoever is to change something there: it stays in the image of a run that leaves one.
+local function changing(app, request, id)
   local sandbox = sandbox_of(app, id)
+  if not sandbox.spec.disposable then auth.demand(request.token, "spawn") end
+  return sandbox
+end
+
+-- A process that runs.
+local function process_of(app, request, id, text)
+  local spid = spid_of(text)
+  local sandbox = changing(app, request, id)
   local process = sandbox.processes[spid]
   if not process then
     if spid < 1 or spid > sandbox.last_spid then unknown(id, spid) end
@@ -56,9 +64,9 @@ local starting = { not_found = 404, invalid = 400, denied = 422, unsupported = 4
 
 --- Starts one more process. Waits until it runs.
 function M.create(app, request, id)
-  sandbox_of(app, id)
+  changing(app, request, id)
   local spec = body.exec(request)
-  local sandbox = sandbox_of(app, id)
+  local sandbox = changing(app, request, id)
   local good, why = sandbox:hosts()
   if why == "over" then over() end
   if not good then
@@ -98,7 +106,7 @@ function M.signal(app, request, id, text)
   if number and (number < 1 or number > 64) then
     problem(400, ("there is no signal %d"):format(number), { kind = "invalid" })
   end
-  local process, spid = process_of(app, id, text)
+  local process, spid = process_of(app, request, id, text)
   if process.ending then problem(409, ("process %d has ended"):format(spid), { kind = "closed" }) end
   process:signal(number or signal)
   request:reply(202)
@@ -106,9 +114,10 @@ end
 
 --- Writes to a process's stdin. Answers when its pipe has taken all of it.
 function M.stdin(app, request, id, text)
-  process_of(app, id, text)
+  process_of(app, request, id, text)
   local bytes, close = body.stdin(request)
-  process_of(app, id, text):write(bytes, close)
+  request:cancel_when_gone() -- nobody is there to be told how much was taken
+  process_of(app, request, id, text):write(bytes, close)
   request:reply(202)
 end
 
