@@ -94,6 +94,8 @@ describe("bough", function()
   end)
 
   it("says in one line what is wrong with its use, and ends with 2", function()
+    local tokens = scratch.file "[ci]\ntoken = abc\npermissions = list, spwan\n"
+    scratch.sh("chmod 600 " .. scratch.quote(tokens))
     for wanted, arguments in pairs {
       ["which command"] = {}, ['unknown command "srve"'] = { "srve" },
       ["unknown option --prot: did you mean --port"] = { "serve", "--prot", "1" },
@@ -101,7 +103,15 @@ describe("bough", function()
       ["--home is given twice"] = { "serve", "--home", "a", "--home", "b" },
       ['unexpected argument "more"'] = { "serve", "more" },
       ["--limit x: write NAME=VALUE"] = { "serve", "--limit", "x" },
-      ['unknown option "instance_max"'] = { "serve", "--limit", "instance_max=1" },
+      ['--limit: unknown limit "instance_max": did you mean "instance_max_'] = {
+        "serve", "--limit", "instance_max=1" },
+      ['--limit: unknown limit "memory": did you mean "instance_memory"?'] = { "serve", "--limit=memory=1G" },
+      ['--limit: unknown limit "foo": known are instance_max_concurrency,'] = { "serve", "--limit", "foo=1" },
+      [('token file "%s", line 3, section [ci]: unknown permission "spwan": did you mean "spawn"?'):format(tokens)] = {
+        "serve", "--token-file", tokens },
+      ['address must be numeric, such as "0.0.0.0" or "::", or "localhost"; got "example.com"'] = {
+        "serve", "--address", "example.com", "--token", TOKEN },
+      ['got "127.1"'] = { "serve", "--address", "127.1" },
       ["it needs TLS"] = { "serve", "--address", "0.0.0.0", "--token", TOKEN },
       ["--token and --token-file exclude"] = { "serve", "--token", "x", "--token-file", "y" },
       ["network"] = { "serve", "--network", "nat" },

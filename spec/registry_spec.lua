@@ -391,6 +391,49 @@ describe("bough.registry", function()
       front:stop()
     end)
 
+    it("asks nobody for a token whom a registry names but should not", function()
+      for _, insecure in ipairs { true, false } do
+        local session = registry_session.open(reference.parse "registry.example:5000/x", { insecure = insecure })
+        local function trusts(realm) return session:trusts(realm) == true end
+        assert.is_false(trusts "http://registry.example:5000/token") -- TLS so far
+        session.base = "http://registry.example:5000"
+        assert.is_true(trusts "http://registry.example:5000/token")
+        assert.is_true(trusts "http://Registry.Example/token")
+        assert.is_true(trusts "https://auth.example/token")
+        assert.is_false(trusts "http://10.0.0.1/token")
+        assert.is_false(trusts "http://localhost/token")
+        assert.is_false(trusts "http://registry.example.org/token")
+      end
+      local front, other = proxy.start(), proxy.start()
+      other:handle [[return function() return { body = '{"token":"t"}' } end]]
+      front:handle(([[return function()
+        return { status = 401, headers = { ["WWW-Authenticate"] = 'Bearer realm="http://localhost:%d/token"' } }
+      end]]):format(other.port))
+      local problem = raises("protocol", resolve, front.host .. "/x:1", { anonymous = true })
+      assert.truthy(problem.message:find "neither https nor its own host")
+      assert.same({}, other:log())
+      other:stop()
+      front:stop()
+    end)
+
+    it("repeats nothing that a place for tokens says", function()
+      local front = proxy.start()
+      for _, status in ipairs { 404, 403, 429, 418, 500, 503, 200 } do
+        front:handle(([[return function(request)
+          if request.path:find "^/token" then
+            return { status = %d, body = '{"errors":[{"message":"inside-word","code":"inside-word"}]}' }
+          end
+          return { status = 401, headers = {
+            ["WWW-Authenticate"] = 'Bearer realm="http://' .. request.headers.host .. '/token"' } }
+        end]]):format(status))
+        local good, problem = pcall(resolve, front.host .. "/x:1")
+        assert.is_false(good)
+        assert.is_nil(tostring(problem):find("inside-word", 1, true), tostring(problem))
+        if status == 418 or status == 503 then assert.matches("the token server answers with status", problem.message) end
+      end
+      front:stop()
+    end)
+
     it("stays with the registry when it sends us elsewhere", function()
       local store = proxy.start { upstream = server.host }
       local front = proxy.start { upstream = server.host }

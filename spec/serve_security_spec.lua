@@ -3,6 +3,7 @@
 local bough = require "bough"
 local cjson = require "cjson"
 local core = require "bough.core"
+local proxy = require "spec.support.proxy"
 local raises = require "spec.support.raises"
 local registry = require "spec.support.registry"
 local scratch = require "spec.support.scratch"
@@ -268,8 +269,11 @@ describe("options", function()
       { { tokens = {} }, "at least one" }, { { tokens = { { name = "x" } } }, "either the token" },
       { { tokens = "abc" }, "must be a list" }, { { tokens = { "a b" } }, "printable" },
       { { tokens = { "a" }, token_file = "b" }, "exclude each other" }, { { network = "nat" }, "network" },
-      { { limits = { instance_memory = "much" } }, "instance_memory" },
-      { { limits = { memory = 1 } }, "unknown option \"memory\"" }, { { grace = -1 }, "grace" },
+      { { limits = { instance_memory = "much" } }, "limits.instance_memory" }, { { limits = 1 }, "limits must be" },
+      { { tokens = { { name = "ci", token = "a", limits = { memory = 1 } } } }, 'token "ci": unknown limit "memory"' },
+      { { tokens = { { name = "ci", token = "a", permissions = { "tag" } } } }, 'token "ci": unknown permission "tag"' },
+      { { address = "example.com" }, "address must be numeric" }, { { address = "fe80::1%eth0" }, "must be numeric" },
+      { { limits = { memory = 1 } }, "unknown limit \"memory\": did you mean \"instance_memory\"?" }, { { grace = -1 }, "grace" },
       { { registries = { "a/b" } }, "no host" }, { { images = 1 }, "images must" }, { { log = 1 }, "log must" },
       { { engine = {}, home = "x" }, "engine excludes home" }, { { engine = {} }, "bough.open" },
       { { connections = 0 }, "connections must" }, { { project = "" }, "project must" },
@@ -299,6 +303,76 @@ describe("options", function()
     local good, problem = pcall(serving.start, { images = {}, cert = dir .. "/key.pem", key = dir .. "/cert.pem" })
     assert.is_false(good)
     assert.is_true(core.is_error(problem), tostring(problem))
+  end)
+end)
+
+describe("imports", function()
+  local served, here
+
+  setup(function()
+    served = serving.start { images = {} }
+    here = proxy.start()
+    here:handle 'return function() return { status = 404, body = "found me" } end'
+  end)
+  teardown(function()
+    served:stop()
+    here:stop()
+  end)
+
+  local function import(at, host)
+    return at:post("/images/import", { json = { registry = { url = ("docker://%s/x/y:1"):format(host) } } })
+  end
+
+  it("do not reach this machine by any name of it", function()
+    for _, name in ipairs {
+      "127.0.0.1", "localhost", "LOCALHOST", "[::1]", "127.1", "127.0.0.2", "0.0.0.0", "0", "2130706433", "0x7f.1",
+      "0177.0.0.1", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::127.0.0.1]", "[0:0:0:0:0:0:0:1]", "[::]",
+      "registry.localhost", -- a name that leads to loopback
+    } do
+      local answer = import(served, ("%s:%d"):format(name, here.port))
+      if answer.status == 201 then
+        local operation = served:finished(answer.json.uuid)
+        assert.same({ "FAILED", "denied" }, { operation.status, operation.error_kind }, name .. operation.error)
+        assert.matches("this machine", operation.error)
+      else
+        assert.equal(403, answer.status, name)
+        assert.equal("denied", answer.json.error_kind)
+      end
+    end
+    assert.same({}, here:log())
+  end)
+
+  it("do not reach link-local addresses either", function()
+    for _, host in ipairs { "169.254.169.254:80", "[fe80::1]:80", "[febf::1]:443", "[::ffff:169.254.1.1]:1" } do
+      local answer = import(served, host)
+      assert.equal(201, answer.status, answer.body)
+      local operation = served:finished(answer.json.uuid)
+      assert.same({ "FAILED", "denied" }, { operation.status, operation.error_kind }, host)
+    end
+  end)
+
+  it("come from where the operator says, this machine included", function()
+    for _, option in ipairs { "registries", "insecure_registries" } do
+      for _, name in ipairs { "127.0.0.1", "127.1" } do
+        local host = ("%s:%d"):format(name, here.port)
+        local one <close> = setmetatable(serving.start { images = {}, [option] = { host } }, { __index = serving,
+          __close = serving.stop })
+        local operation = one:finished(import(one, host).json.uuid)
+        assert.equal("FAILED", operation.status)
+        assert.not_equal("denied", operation.error_kind)
+      end
+    end
+    assert.is_true(#here:log() >= 3)
+  end)
+
+  it("go to a proxy on this machine all the same", function()
+    here:handle 'return function() return { status = 200, body = "by way of the proxy" } end'
+    local outside <close> = core.http { outside = true, proxy = here.url }
+    assert.equal("by way of the proxy", outside:request({ url = "http://registry.invalid/" }).body)
+    local direct <close> = core.http { outside = true, proxy = "" }
+    raises("denied", direct.request, direct, { url = here.url })
+    assert.equal(1, #here:log())
+    assert.is_false((pcall(core.http, { outside = 1 })))
   end)
 end)
 

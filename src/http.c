@@ -284,6 +284,7 @@ struct bough_http *bough_http_open(struct bough_loop *loop,
     http->refs = 1;
     http->loop = loop;
     http->trust_all = options->trust_all;
+    http->outside = options->outside;
     http->ca_default = ca_default();
     http->max_connections = options->max_connections;
     http->timer = timer_open(http);

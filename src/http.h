@@ -18,6 +18,7 @@ struct bough_http_options {
     const char *proxy;    /* its URL; "": none; NULL: as the environment says */
     long max_connections; /* 0: as many as there are transfers */
     bool trust_all;       /* certificates are not checked */
+    bool outside; /* does not connect to what reach.h calls inside, unless that is a proxy */
 };
 
 struct bough_http {
@@ -33,7 +34,7 @@ struct bough_http {
     int64_t freed_ns; /* when a connection was last given up or back */
     char *user_agent, *ca_file, *ca_dir, *proxy;
     long max_connections;
-    bool trust_all, closing;
+    bool trust_all, outside, closing;
     bool ca_default; /* libcurl has a file of certificates of its own */
 };
 

@@ -337,8 +337,8 @@ static const char *or_environment(const char *text, const char *name)
 
 static void option_names(lua_State *L)
 {
-    static const char *const known[] = {"user_agent", "ca_file", "max_connections",
-                                        "verify",     "proxy",   NULL};
+    static const char *const known[] = {
+        "user_agent", "ca_file", "max_connections", "verify", "proxy", "outside", NULL};
     for (lua_pushnil(L); lua_next(L, 1) != 0; lua_pop(L, 1)) {
         const char *name = lua_type(L, -2) == LUA_TSTRING ? lua_tostring(L, -2) : "(no name)";
         int i = 0;
@@ -349,7 +349,7 @@ static void option_names(lua_State *L)
     }
 }
 
-/* http{ user_agent =, ca_file =, max_connections =, verify =, proxy = }? -> client */
+/* http{ user_agent =, ca_file =, max_connections =, verify =, proxy =, outside = }? -> client */
 static int http_new(lua_State *L)
 {
     struct bough_http_options options = {0};
@@ -381,6 +381,9 @@ static int http_new(lua_State *L)
     if (lua_getfield(L, 1, "verify") != LUA_TNIL && !lua_isboolean(L, -1))
         return bough_lerr(L, BOUGH_ERR_invalid, OP, "verify must be true or false");
     options.trust_all = lua_isboolean(L, -1) && !lua_toboolean(L, -1);
+    if (lua_getfield(L, 1, "outside") != LUA_TNIL && !lua_isboolean(L, -1))
+        return bough_lerr(L, BOUGH_ERR_invalid, OP, "outside must be true or false");
+    options.outside = lua_toboolean(L, -1);
 
     struct client *client = lua_newuserdatauv(L, sizeof *client, 0);
     client->http = NULL;

@@ -85,7 +85,7 @@ struct bough_core {
     struct bough_loop *loop;    /* NULL once the state closes */
     struct bough_task *current; /* the one being resumed: it is on the C stack */
     struct bough_scope *scopes; /* deadlines outside of tasks */
-    size_t in_flight; /* tasks, services apart */
+    size_t in_flight;           /* tasks, services apart */
     uint64_t serial;
     uint64_t visit;
     int finalizing; /* inside a __gc of ours that calls Lua */

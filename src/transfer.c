@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "reach.h"
 #include "sys.h"
 #include "transfer_priv.h"
 
@@ -336,6 +337,11 @@ static curl_socket_t open_socket(void *arg, curlsocktype purpose, struct curl_so
 {
     struct bough_transfer *t = arg;
     (void)purpose;
+    if (t->http->outside && bough_reach_inside(&addr->addr) &&
+        !bough_reach_proxy(t->http->proxy, &addr->addr)) {
+        t->inside = true;
+        return CURL_SOCKET_BAD;
+    }
     if (t->phase == BOUGH_TRANSFER_STARTING && !t->opening) {
         t->opening = true;
         t->origin->opening++;

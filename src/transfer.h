@@ -84,6 +84,7 @@ struct bough_transfer {
     bool opening;     /* makes a connection of its own */
     bool asked;       /* the request, or what a redirect made of it, has begun */
     bool away;        /* redirected to another host */
+    bool inside;      /* was kept from connecting to this machine */
     bool insists;     /* told by 417 not to ask beforehand whether its file is wanted */
     char reason[256]; /* libcurl's */
 };

@@ -79,6 +79,12 @@ void bough_transfer_explain(struct bough_transfer *t, CURLcode code)
                       host);
         break;
     case CURLE_COULDNT_CONNECT:
+        if (t->inside) {
+            bough_err_set(
+                err, BOUGH_ERR_denied,
+                "%s is this machine or on its link, where requests to the outside do not go", host);
+            break;
+        }
         bough_err_set(err, BOUGH_ERR_transport,
                       "cannot connect to %s%s: %s: check the address and the network", host,
                       t->http->proxy && *t->http->proxy ? " by the proxy" : "",

@@ -79,6 +79,7 @@ local function take(opts, name, value)
   elseif kind == "limit" then
     local limit, amount = value:match "^([%w_]+)=(.+)$"
     if not limit then misused("--limit %s: write NAME=VALUE", value) end
+    require("bough.serve.config").check_limit(limit, "--limit: ")
     opts.limits = opts.limits or {}
     opts.limits[limit] = math.tointeger(tonumber(amount)) or amount
     return

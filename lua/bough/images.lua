@@ -178,12 +178,13 @@ end
 ---@field password string?
 ---@field anonymous boolean? without username and password, and without what `docker login` stored
 ---@field insecure boolean? a registry without TLS, or with a certificate that nobody vouches for
+---@field outside boolean? a registry that turns out to be this machine, or sends us on to it, raises `denied`
 ---@field timeout number? seconds, for all of it
 ---@field on_progress fun(event: bough.progress_event)?
 
 local import_keys = {
   "tag", "max_bytes", "max_files", "format", "platform", "username", "password", "anonymous", "insecure",
-  "timeout", "on_progress",
+  "outside", "timeout", "on_progress",
 }
 local use_keys = { "strict", table.unpack(import_keys) }
 
@@ -209,6 +210,7 @@ local function import_options(opts, op, known)
     password = credential(opts.password, op, "password"),
     anonymous = check.boolean(opts.anonymous, op, "anonymous"),
     insecure = check.boolean(opts.insecure, op, "insecure"),
+    outside = check.boolean(opts.outside, op, "outside"),
     timeout = check.timeout(opts.timeout, op),
     on_progress = check.foreign(check.callback(opts.on_progress, op, "on_progress")),
   }
@@ -225,7 +227,7 @@ end
 local function check_meaning(name, opts, op)
   local kind = name.kind
   if kind ~= "registry" then
-    for _, key in ipairs { "username", "anonymous", "insecure" } do
+    for _, key in ipairs { "username", "anonymous", "insecure", "outside" } do
       if opts[key] then raise("invalid", op, "%s: %s is no registry", key, quote(name.text)) end
     end
   end

@@ -33,6 +33,8 @@ local ACCEPT = table.concat({
 ---@field anonymous boolean? docker's config.json is not looked at
 ---@field platform (bough.platform|string)? default: this machine's
 ---@field insecure boolean? certificates are not checked, and a registry without TLS will do
+---@field outside boolean? nothing on this machine is connected to (`denied`), whatever the registry's name or its
+---  redirects and places for tokens lead to
 ---@field max_bytes integer? of all layers, as they travel
 ---@field http bough.http? a client to be shared; it stays open
 ---@field op string? for messages
@@ -40,7 +42,7 @@ local ACCEPT = table.concat({
 ---@field stall_timeout number? seconds for which a registry may be silent, 30
 
 local known_options = {
-  "username", "password", "anonymous", "platform", "insecure", "max_bytes", "http", "op", "retry_delay",
+  "username", "password", "anonymous", "platform", "insecure", "outside", "max_bytes", "http", "op", "retry_delay",
   "stall_timeout", "dir", "on_progress",
 }
 
@@ -149,7 +151,9 @@ function M.resolve(ref, opts)
   if type(ref) ~= "table" then ref = reference.parse(ref, op) end
   local wanted = wanted_platform(opts.platform, op)
   local self = setmetatable({ reference = ref, layers = {} }, image_meta)
-  if not opts.http then self.own_client = core.http { user_agent = "bough", verify = not opts.insecure } end
+  if not opts.http then
+    self.own_client = core.http { user_agent = "bough", verify = not opts.insecure, outside = opts.outside }
+  end
   self.at = manifest.place(op, quote(ref.name), "protocol")
   local good, problem = pcall(function()
     local session = registry_session.open(ref, {

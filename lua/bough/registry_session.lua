@@ -156,11 +156,14 @@ function session:refuse_login(status)
     .. "name, or give username and password", self.ref.registry)
 end
 
--- Whether credentials may go to this address.
+local function host_of(authority) return (authority:gsub(":%d*$", ""):lower()) end
+
+-- Whether this may be the place for tokens: without TLS only where the registry has none either, and is on that host.
+-- Else any registry could have us ask whatever is near us, and send us credentials through the open.
 function session:trusts(realm)
   if realm:find("^https://") then return true end
-  if not self.base:find("^http://") then return false end
-  return self.insecure or is_local(realm:match("^http://([^/?#]*)"))
+  local authority = realm:match("^http://([^/?#]*)")
+  return authority ~= nil and self.base:find("^http://") ~= nil and host_of(authority) == host_of(self.ref.registry)
 end
 
 -- Asks the token server, which the registry names, for a token.
@@ -173,9 +176,14 @@ function session:fetch_token(challenge)
   local authority = realm:match("^https?://([^/?#]+)")
   if not authority or authority:find("@", 1, true) or realm:find("[%c%s]") then refuse_realm() end
   local known = self:credentials()
-  if known and not self:trusts(realm) then
-    self:fail("auth", nil, "%s wants the credentials sent to %s without encryption, which is refused",
-      self.ref.registry, quote(realm:match("^http://[^/?#]*")))
+  if not self:trusts(realm) then
+    local place = quote(realm:match("^http://[^/?#]*"))
+    if known then
+      self:fail("auth", nil, "%s wants the credentials sent to %s without encryption, which is refused",
+        self.ref.registry, place)
+    end
+    self:fail("protocol", nil, "%s names %s as the place for tokens, which is neither https nor its own host",
+      self.ref.registry, place)
   end
   local scope = challenge.scope or ("repository:%s:pull"):format(self.ref.repository)
   local request = { url = realm, max_bytes = TOKEN_BYTES * 2 }
@@ -189,7 +197,12 @@ function session:fetch_token(challenge)
       .. form { "service", challenge.service, "scope", scope }
     if known then request.username, request.password = known.username, known.password end
   end
-  local good, answer = pcall(self.persist, self, function() return self.client:request(request) end)
+  local good, answer = pcall(self.persist, self, function()
+    local given = self.client:request(request)
+    -- what a refusal says may be anybody's words: the registry chose whom we asked
+    return { status = given.status, headers = given.headers, body = given.status == 200 and given.body or nil,
+      from = "the token server" }
+  end)
   if not good then
     if errors.is(answer, "invalid") then refuse_realm() end
     error(answer, 0)
@@ -197,7 +210,7 @@ function session:fetch_token(challenge)
   if answer.status == 401 or answer.status == 403 or answer.status == 400 then
     self:refuse_login(answer.status)
   end
-  if answer.status ~= 200 then self:explain(answer, "the token server") end
+  if answer.status ~= 200 then self:explain(answer) end
   local value = json.read(answer.body)
   local token = value and (value.token or value.access_token)
   if type(token) ~= "string" or token == "" or #token > TOKEN_BYTES or token:find("[%c%s]") then
@@ -240,11 +253,10 @@ local function own_words(self, body)
 end
 
 --- Raises what an answer that is none stands for.
----@param answer table
----@param who string?
-function session:explain(answer, who)
+---@param answer table `from`: who gave it, unless that is the registry
+function session:explain(answer)
   local status, words = answer.status, own_words(self, answer.body)
-  who = who or self.ref.registry
+  local who = answer.from or self.ref.registry
   if status == 401 then self:refuse_login(status) end
   if status == 403 then
     self:fail("denied", status, "%s does not allow it%s: check name and credentials", who, words)

@@ -197,7 +197,8 @@ end
 local function from_registry(handle, name, opts)
   local found <close> = registry.resolve(name.text, {
     op = opts.op, platform = opts.platform, username = opts.username, password = opts.password,
-    anonymous = opts.anonymous, insecure = opts.insecure, max_bytes = travelling(opts.max_bytes),
+    anonymous = opts.anonymous, insecure = opts.insecure, outside = opts.outside,
+    max_bytes = travelling(opts.max_bytes),
   })
   local source = { config = found.config, layers = found.layers }
   function source.get(_, i, directory, on_bytes)
@@ -217,7 +218,8 @@ end
 --- Makes an image of what `M.find` found. Waits.
 ---@param handle bough.local
 ---@param name bough.source_name any but busybox
----@param opts table op, tag, max_bytes, max_files, platform, username, password, insecure, timeout, on_progress
+---@param opts table op, tag, max_bytes, max_files, platform, username, password, insecure, outside, timeout,
+---  on_progress
 ---@return bough.row
 function M.bring(handle, name, opts)
   local kind = name.kind

@@ -279,7 +279,9 @@ function core.uuid() end
 function core.time() end
 
 --- Makes a client for requests over HTTP. All that waits can be cancelled.
----@param opts { user_agent: string?, ca_file: string?, max_connections: integer?, verify: boolean? }?
+---@param opts { user_agent: string?, ca_file: string?, max_connections: integer?, verify: boolean?, proxy: string?,
+---  outside: boolean? }? outside: a connection to this machine itself, or to a link-local address, is refused (`denied`)
+---  whatever name led there; one to a proxy is not
 ---@return bough.http
 function core.http(opts) end
 

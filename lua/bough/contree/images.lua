@@ -334,6 +334,7 @@ end
 
 local refused = {
   platform = "the service chooses the platform", insecure = "the service decides which registries it trusts",
+  outside = "the service decides which registries it reaches",
   max_bytes = "the service has limits of its own", max_files = "the service has limits of its own",
   format = "what is in a registry needs none",
 }

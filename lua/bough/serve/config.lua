@@ -42,6 +42,9 @@ M.limit_names = {
   "upload_max_bytes",
 }
 
+local is_limit = {}
+for _, name in ipairs(M.limit_names) do is_limit[name] = true end
+
 M.permission_names = { "list", "spawn", "spawn_disposable", "import", "cancel", "set_image_tag" }
 
 local known_options = {
@@ -69,8 +72,41 @@ local function whole(value, name, least, most)
 end
 
 
+-- As errors.unknown, with what it belongs to in front. "memory" means "instance_memory".
+local function unknown(what, kind, name, known)
+  local meant
+  for _, candidate in ipairs(known) do
+    if type(name) == "string" and #name >= 3 and candidate:find(name:lower(), 1, true) then meant = meant or candidate end
+  end
+  local _, problem = pcall(errors.unknown, OP, kind, name, known, meant)
+  problem.message = what .. problem.message
+  error(problem, 0)
+end
+
+--- Raises for a limit that there is not.
+---@param name any
+---@param what string in front of the message
+function M.check_limit(name, what)
+  if not is_limit[name] then unknown(what, "limit", name, M.limit_names) end
+end
+
+--- Raises for a permission that there is not.
+---@param name any
+---@param what string in front of the message
+function M.check_permission(name, what)
+  for _, known in ipairs(M.permission_names) do
+    if name == known then return end
+  end
+  unknown(what, "permission", name, M.permission_names)
+end
+
 local function limits(given, what, under)
-  given = errors.check_keys(OP, given, M.limit_names)
+  local owner = what:gsub("limits%.$", "")
+  if given ~= nil and type(given) ~= "table" then
+    raise("invalid", OP, "%slimits must be a table, got %s", owner, quote(given))
+  end
+  given = given or {}
+  for name in pairs(given) do M.check_limit(name, owner) end
   local all = {}
   for _, name in ipairs(M.limit_names) do
     local value = given[name]
@@ -91,7 +127,7 @@ local function permissions(given, what)
   if type(given) ~= "table" then raise("invalid", OP, "%spermissions must be a list of names", what) end
   for key, value in pairs(given) do
     local name = math.type(key) == "integer" and value or key
-    if all[name] == nil then errors.unknown(OP, "permission", name, M.permission_names) end
+    M.check_permission(name, what)
     if name == key and type(value) ~= "boolean" then
       raise("invalid", OP, "%spermissions.%s must be true or false", what, name)
     end
@@ -163,9 +199,6 @@ local function split(value)
   return all
 end
 
-local is_limit = {}
-for _, name in ipairs(M.limit_names) do is_limit[name] = true end
-
 --- Reads a token file: a section "[name]" for each token, with lines "key = value" of token or sha256, permissions,
 --- expires and limits. Waits. Raises `denied` for a file that others can read.
 ---@param path string
@@ -199,6 +232,9 @@ function M.token_file(path)
       if not current then refuse("%s stands before the first section, [name]", key) end
       if key == "permissions" then
         current.permissions = split(value)
+        for _, name in ipairs(current.permissions) do
+          M.check_permission(name, ("token file %s, line %d, section [%s]: "):format(quote(path), at, current.name))
+        end
       elseif key == "token" or key == "sha256" or key == "expires" then
         current[key] = key == "expires" and tonumber(value) or value
       elseif is_limit[key] then
@@ -258,6 +294,15 @@ end
 local function is_loopback(address)
   return address == "localhost" or address == "::1" or address == "[::1]"
     or address:find "^127%.%d+%.%d+%.%d+$" ~= nil
+end
+
+-- What listen(2) takes; the last word has whoever listens.
+local function address_of(value)
+  value = text(value, "address") or "127.0.0.1"
+  if value ~= "localhost" and not value:find "^%d+%.%d+%.%d+%.%d+$" and not value:find "^%[?%x*:[%x:.]+%]?$" then
+    raise("invalid", OP, 'address must be numeric, such as "0.0.0.0" or "::", or "localhost"; got %s', quote(value))
+  end
+  return value
 end
 
 local function base_path(value)
@@ -331,7 +376,7 @@ function M.read(opts)
   end
   local config = {
     engine = opts.engine, home = text(opts.home, "home"), keeper = text(opts.keeper, "keeper"), spare = opts.spare,
-    address = text(opts.address, "address") or "127.0.0.1",
+    address = address_of(opts.address),
     port = opts.port == nil and 8080 or whole(opts.port, "port", 0, 65535),
     base_path = base_path(opts.base_path), project = text(opts.project, "project"),
     images = names(opts.images, "images"), network = opts.network or "none",

@@ -75,7 +75,7 @@ function M.list(app, request)
   request:reply(200, { images = rows })
 end
 
-local tag_body = { tag = { "string", required = true, max = 256, test = validate.tag } }
+local tag_body = { tag = { "string", required = true, test = validate.tag } }
 
 --- PATCH /images/{uuid}/tag: the tag leaves the image that had it, and the image the one that it had.
 function M.tag(app, request, uuid)
@@ -84,8 +84,13 @@ function M.tag(app, request, uuid)
   do
     local _ <close> = app.tagging:acquire()
     image = M.find(app, uuid)
-    if image.tag then image:untag() end
+    local had = image.tag
     image = image:tag_as(body.tag)
+    -- the old one goes when the store has taken the new one; it removes only all of them
+    if had and had ~= body.tag then
+      image:untag()
+      image = image:tag_as(body.tag)
+    end
   end
   request:reply(200, M.describe_one(app, image))
 end

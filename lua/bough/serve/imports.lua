@@ -25,7 +25,7 @@ local body_schema = {
       username = { "string", max = 1024 }, password = { "string", max = 64 << 10 },
     } },
   } },
-  tag = { "string", max = 256, test = function(tag) return tag == "" and tag or validate.tag(tag) end },
+  tag = { "string", test = function(tag) return tag == "" and tag or validate.tag(tag) end },
   timeout = { "integer", min = 1 },
 }
 
@@ -34,16 +34,17 @@ local function is_local(host)
   return host == "localhost" or host == "[::1]" or host:find "^127%.%d+%.%d+%.%d+$" ~= nil
 end
 
--- Whether images may come from there, and without TLS. What listens on this machine alone is for its own users, unless
--- the operator says otherwise.
+-- Whether images may come from there; whether without TLS, and whether only from outside of this machine. What listens
+-- on this machine alone is for its own users, unless the operator says otherwise. A name may hide that, so that this is
+-- the quick answer only: see `outside` of `core.http`.
 local function check_host(config, ref)
   local insecure = config.insecure_registries[ref.domain] == true
-  local allowed = insecure or config.registries and config.registries[ref.domain]
-    or not config.registries and not is_local(ref.domain)
+  local named = insecure or config.registries ~= nil and config.registries[ref.domain] == true
+  local allowed = named or not config.registries and not is_local(ref.domain)
   if not allowed then
     error(http.problem(403, ("imports from %s are not allowed here"):format(ref.domain), { kind = "denied" }), 0)
   end
-  return insecure
+  return insecure, not named
 end
 
 -- Empty strings mean nobody in particular.
@@ -87,7 +88,8 @@ local function work(app, operation, job)
   local good, image = pcall(core.deadline, job.timeout, function()
     return app.box.images:import(job.url, {
       format = "registry", tag = job.tag or false, username = job.username, password = job.password,
-      anonymous = job.username == nil or nil, insecure = job.insecure or nil, max_bytes = job.max_bytes,
+      anonymous = job.username == nil or nil, insecure = job.insecure or nil,
+      outside = job.outside or nil, max_bytes = job.max_bytes,
     })
   end)
   if good then
@@ -108,7 +110,7 @@ function M.create(app, request)
   local body = validate.json(request, body_schema)
   local limits = request.token.limits
   local ref = reference.parse(body.registry.url)
-  local insecure = check_host(app.config, ref)
+  local insecure, outside = check_host(app.config, ref)
   local username, password = login(body.registry.credentials)
   local tag = body.tag ~= "" and body.tag or nil
   body.tag = tag
@@ -122,7 +124,7 @@ function M.create(app, request)
   }
   local job = {
     url = body.registry.url, tag = tag, username = username, password = password, insecure = insecure,
-    timeout = timeout, max_bytes = limits.images_import_max_bytes,
+    outside = outside, timeout = timeout, max_bytes = limits.images_import_max_bytes,
   }
   local task = core.spawn(work, app, operation, job)
   operation:on_cancel(function()

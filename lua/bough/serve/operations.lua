@@ -258,7 +258,7 @@ end
 function manager:create(given)
   if self.closed then problem(503, "the server is stopping", { kind = "closed", retry_after = 5 }) end
   -- no two at the same moment, so that listings have one order
-  local created = math.max(core.time(), self.last_created + MICROSECOND)
+  local created = math.max(math.floor(core.time() * 1e6) / 1e6, self.last_created + MICROSECOND)
   self.last_created = created
   local made = setmetatable({
     uuid = core.uuid(), kind = given.kind, status = "PENDING", over = false, created = created,
@@ -369,9 +369,13 @@ local list_params = validate.listing {
   kind = { "string", among = { "instance", "image_import" } },
 }
 
+-- Moments as the journal compares them: as numbers of seconds two that are the same may differ in the last digit.
+local function micros(seconds) return math.floor(seconds * 1e6 + 0.5) end
+
 local function is_wanted(params, one)
   return (not params.status or one.status == params.status) and (not params.kind or one.kind == params.kind)
-    and (not params.since or one.created >= params.since) and (not params["until"] or one.created <= params["until"])
+    and (not params.since or micros(one.created) >= micros(params.since))
+    and (not params["until"] or micros(one.created) <= micros(params["until"]))
 end
 
 -- Those with a status that the journal does not know: all of them are in memory.

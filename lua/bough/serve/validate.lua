@@ -34,6 +34,7 @@ local M = {}
 local MOST_TEXT = 1 << 20 -- bytes of a string that has no `max`
 local MOST_PARAMETER = 4096 -- bytes of a parameter that has no `max`
 local MOST_ENTRIES = 10000 -- of an array or map that has no `max`
+local MOST_TAG = 255 -- bytes; the store takes no longer ones
 
 local function refuse(op, fmt, ...) errors.raise("invalid", op, fmt, ...) end
 
@@ -278,7 +279,7 @@ end
 ---@return string?
 ---@return string?
 function M.tag(text)
-  if text == "" or #text > 256 then return nil, "must be 1 to 256 bytes" end
+  if text == "" or #text > MOST_TAG then return nil, ("must be 1 to %d bytes"):format(MOST_TAG) end
   if text:find "[^%l%d_%-:/.]" then
     return nil, "may hold lower-case letters, digits, '_', '-', and ':', '/', '.' as separators"
   end
