@@ -167,6 +167,8 @@ describe("core.http", function()
         get("/", { compressed = true, sink = sink })
         assert.equal(core.sha256(text), sink:sha256())
       end
+      server:handle(packed(gzip.whole("hello ", "world"), "chunked = true, trickle = 1"))
+      assert.equal("hello world", get("/", { compressed = true }).body)
       server:handle(packed(gzip.whole '{"error":"no"}', "status = 422"))
       assert.equal('{"error":"no"}', get("/", { compressed = true }).body)
       local sink <close> = core.sink(scratch.dir() .. "/file")
@@ -585,9 +587,15 @@ describe("core.http", function()
         until last == sent
         -- what libcurl takes of it then has a bound
         assert.truthy(resident() - before < 96 << 20)
+        -- one that ends before its time ends alone
+        for i = COUNT - 29, COUNT do streams[i]:close() end
+        server:wait [[local log, n = ..., 0
+          for _, entry in ipairs(log) do n = n + (entry.aborted and entry.path == "/events" and 1 or 0) end
+          return n == 30]]
+        COUNT = COUNT - 30
         for n = 2, 4 do
           server:wait(([[local log, n = ..., 0
-            for _, entry in ipairs(log) do n = n + (entry.waits and 1 or 0) end
+            for _, entry in ipairs(log) do n = n + (entry.waits and not entry.aborted and 1 or 0) end
             return n == %d]]):format(COUNT))
           server:go()
           all(function(i) assert.equal(("data: %d\n\n"):format(n), streams[i]:read()) end)

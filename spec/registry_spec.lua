@@ -429,7 +429,9 @@ describe("bough.registry", function()
         local good, problem = pcall(resolve, front.host .. "/x:1")
         assert.is_false(good)
         assert.is_nil(tostring(problem):find("inside-word", 1, true), tostring(problem))
-        if status == 418 or status == 503 then assert.matches("the token server answers with status", problem.message) end
+        if status == 418 or status == 503 then
+          assert.matches("the token server answers with status", problem.message)
+        end
       end
       front:stop()
     end)

@@ -127,8 +127,10 @@ of two lines']],
       for i, header in ipairs { "X-Nothing: 1", "Transfer-Encoding: chunked" } do
         local result = core.host_exec({
           -- curl does not end where a sanitizer's runtime is preloaded
-          argv = { "env", "-u", "LD_PRELOAD", "curl", "-sS", "-H", "Authorization: Bearer " .. served.token, "-H", header, "-H",
-            "Content-Type: application/octet-stream", "--data-binary", "@" .. path, served.url .. "/v1/files" },
+          argv = {
+            "env", "-u", "LD_PRELOAD", "curl", "-sS", "-H", "Authorization: Bearer " .. served.token, "-H", header,
+            "-H", "Content-Type: application/octet-stream", "--data-binary", "@" .. path, served.url .. "/v1/files",
+          },
           stdout = true, stderr = true,
         }):wait()
         uuids[i] = cjson.decode(result.stdout).uuid

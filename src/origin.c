@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "sys.h"
 #include "transfer.h"
 
 #define KEPT 32          /* hosts without users at most that are remembered */
@@ -82,13 +83,20 @@ void bough_origin_unqueue(struct bough_origin *origin, struct bough_transfer *t)
     t->before = t->after = NULL;
 }
 
+/* A connection more is on its way, so that for a while it is better to wait than to open yet another. */
+static bool awaits_place(const struct bough_origin *origin)
+{
+    return origin->version == 2 && origin->opening > 0 &&
+           bough_now_ns() - origin->opening_ns < BOUGH_ORIGIN_PATIENCE_NS;
+}
+
 static bool admits(const struct bough_http *http, const struct bough_origin *origin)
 {
     const struct bough_transfer *t = origin->first;
     if (!t)
         return false;
     if (t->http2 && origin->version != 1)
-        return origin->starting < SHARING_MOST && !(origin->version == 2 && origin->opening > 0);
+        return origin->starting < SHARING_MOST && !awaits_place(origin);
     /* where no connection can be had libcurl would have it wait, and not in the order of coming */
     return origin->starting < STARTING_MOST &&
            (http->max_connections == 0 || http->alone < (size_t)http->max_connections);

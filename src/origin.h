@@ -9,6 +9,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define BOUGH_ORIGIN_PATIENCE_NS ((int64_t)1000000000)
+
 struct bough_http;
 struct bough_transfer;
 
@@ -18,9 +20,10 @@ struct bough_origin {
     long version; /* of HTTP, when it had the choice: 1, 2, or 0 as long as that is not known */
     size_t users; /* transfers, in whatever phase */
     size_t starting,
-        opening;      /* of those: without a connection; and making one, not waiting for one */
-    size_t active;    /* connected */
-    int64_t quiet_ns; /* when the last of them ended */
+        opening;        /* of those: without a connection; and making one, not waiting for one */
+    size_t active;      /* connected */
+    int64_t quiet_ns;   /* when the last of them ended */
+    int64_t opening_ns; /* when the last connection was begun */
     struct bough_transfer *first, *last; /* waiting */
 };
 

@@ -345,6 +345,8 @@ static curl_socket_t open_socket(void *arg, curlsocktype purpose, struct curl_so
     if (t->phase == BOUGH_TRANSFER_STARTING && !t->opening) {
         t->opening = true;
         t->origin->opening++;
+        t->origin->opening_ns = bough_now_ns();
+        bough_http_stall_at(t->http, t->origin->opening_ns + BOUGH_ORIGIN_PATIENCE_NS);
     }
     return socket(addr->family, addr->socktype | SOCK_CLOEXEC, addr->protocol);
 }

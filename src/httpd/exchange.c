@@ -99,12 +99,19 @@ struct httpd_exchange *httpd_exchange_new(struct httpd_connection *connection, c
     return x;
 }
 
+void httpd_exchange_forget_answer(struct httpd_exchange *x)
+{
+    struct MHD_Response *response = x->response;
+    x->response = NULL;
+    if (response)
+        MHD_destroy_response(response);
+}
+
 void httpd_exchange_unref(struct httpd_exchange *x)
 {
     if (--x->refs)
         return;
-    if (x->response)
-        MHD_destroy_response(x->response);
+    httpd_exchange_forget_answer(x);
     httpd_queue_clear(&x->in);
     httpd_queue_clear(&x->out);
     httpd_pack_free(x->pack);

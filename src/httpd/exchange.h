@@ -89,6 +89,7 @@ struct httpd_exchange {
 
 struct httpd_exchange *httpd_exchange_new(struct httpd_connection *connection, const char *target);
 void httpd_exchange_unref(struct httpd_exchange *x);
+void httpd_exchange_forget_answer(struct httpd_exchange *x); /* one that was not queued: it holds us */
 /* Copies what the connection knows of the request, and looks whether it can be served. */
 bool httpd_exchange_capture(struct httpd_exchange *x, const char *method, const char *version);
 enum MHD_Result httpd_exchange_queue(struct httpd_exchange *x);

@@ -346,6 +346,7 @@ static void on_completed(void *cls, struct MHD_Connection *mhd, void **context,
     httpd_exchange_leave(x, HTTPD_FRESH);
     x->over = true;
     x->connection = NULL;
+    httpd_exchange_forget_answer(x);
     server->busy--;
     connection->exchange = NULL;
     enter(connection, HTTPD_IDLE);

@@ -71,12 +71,12 @@ local function whole(value, name, least, most)
   return number
 end
 
-
 -- As errors.unknown, with what it belongs to in front. "memory" means "instance_memory".
 local function unknown(what, kind, name, known)
+  local part = type(name) == "string" and #name >= 3 and name:lower()
   local meant
   for _, candidate in ipairs(known) do
-    if type(name) == "string" and #name >= 3 and candidate:find(name:lower(), 1, true) then meant = meant or candidate end
+    if part and candidate:find(part, 1, true) then meant = meant or candidate end
   end
   local _, problem = pcall(errors.unknown, OP, kind, name, known, meant)
   problem.message = what .. problem.message
