@@ -3,31 +3,17 @@
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 
 #include "../../src/remote.h"
 #include "../../src/sys.h"
+#include "tap.h"
 
-static int tests, failures;
 static struct bough_err err;
 static struct bough_loop *loop;
 static const struct bough_result nothing = {.exit_code = 0};
-
-static bool check(bool good, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-static bool check(bool good, const char *fmt, ...)
-{
-    va_list ap;
-    printf("%sok %d - ", good ? "" : "not ", ++tests);
-    va_start(ap, fmt);
-    vprintf(fmt, ap);
-    va_end(ap);
-    printf("\n");
-    failures += !good;
-    return good;
-}
 
 /* --- support --------------------------------------------------------------------------------------- */
 

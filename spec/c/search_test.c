@@ -4,7 +4,6 @@
 #define _GNU_SOURCE
 #include "../../src/look/search.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -12,23 +11,10 @@
 #include "../../src/look/rewrite.h"
 #include "../../src/record.h"
 #include "../../src/sys.h"
+#include "tap.h"
 
-static int tests, failures;
 static struct bough_err err;
 static uint64_t seed = 1;
-
-static bool check(bool good, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-static bool check(bool good, const char *fmt, ...)
-{
-    va_list ap;
-    printf("%sok %d - ", good ? "" : "not ", ++tests);
-    va_start(ap, fmt);
-    vprintf(fmt, ap);
-    va_end(ap);
-    printf("\n");
-    failures += !good;
-    return good;
-}
 
 static unsigned roll(unsigned below)
 {

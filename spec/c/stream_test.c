@@ -5,7 +5,6 @@
 #include <pty.h>
 #include <seccomp.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -14,26 +13,13 @@
 #include "../../src/stream.h"
 #include "../../src/sys.h"
 #include "../../src/writer.h"
+#include "tap.h"
 
 #define KIB 1024
 #define MIB (1024 * 1024)
 
-static int tests, failures;
 static struct bough_err err;
 static struct bough_loop *loop;
-
-static bool check(bool good, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-static bool check(bool good, const char *fmt, ...)
-{
-    va_list ap;
-    printf("%sok %d - ", good ? "" : "not ", ++tests);
-    va_start(ap, fmt);
-    vprintf(fmt, ap);
-    va_end(ap);
-    printf("\n");
-    failures += !good;
-    return good;
-}
 
 /* ---- support ---- */
 
