@@ -53,6 +53,11 @@ local SERVER = [==[return function(core, http)
       for _ = 1, tonumber(r.params.n[1]) do if not out:write(piece) then kept.written = false return end end
       kept.written = true
     end,
+    sized = function(r)
+      local out <close> = r:stream(200, "text/plain", nil, tonumber(r.params.size[1]))
+      local piece = ("x"):rep(1 << 16)
+      for _ = 1, tonumber(r.params.n[1]) do if not out:write(piece) then return end end
+    end,
     idle = function(r)
       local out <close> = r:stream(200, "text/event-stream")
       while out:write ": keepalive\n\n" do r:on_gone():wait(15) end
@@ -83,7 +88,7 @@ local SERVER = [==[return function(core, http)
     table = function() error({}) end,
     twice = function(r) r:reply(200, { first = true }) r:reply(200, { second = true }) end,
     silent = function() end,
-    header = function(r) r:reply(200, nil, { ["X-Said"] = r.params.v[1] }) end,
+    header = function(r) r:reply(200, nil, { [r.params.name and r.params.name[1] or "X-Said"] = r.params.v[1] }) end,
     headers = function(r) r:reply(200, nil, { ["Set-Cookie"] = { "a=1", "b=2" }, ["X-Number"] = 7 }) end,
     unsayable = function(r) r:reply(200, { f = print }) end,
   }
@@ -329,6 +334,23 @@ describe("bough.serve.http", function()
       assert.equal(2 << 16, #server:last("GET /bulk?n=2 HTTP/1.0\r\n\r\n")[1].body) -- which knows no chunks
     end)
 
+    it("may be a stream that tells its length, and keeps its word", function()
+      local size = 100 << 16
+      local answer = server:get(("/sized?n=100&size=%d"):format(size), { max_bytes = 1 << 24 })
+      assert.equal(tostring(size), answer.headers["content-length"])
+      assert.equal(size, #answer.body)
+      answer = server:get(("/sized?n=100&size=%d"):format(size), { compressed = true, max_bytes = 1 << 24 })
+      assert.equal(size, #answer.body)
+      -- more than that is not sent, and less is an error
+      assert.equal(1000, #server:get("/sized?n=100&size=1000").body)
+      raises("transport", server.get, server, ("/sized?n=99&size=%d"):format(size), { max_bytes = 1 << 24 })
+      assert.equal("", server:get("/sized?n=0&size=0").body)
+      fixture.until_true("all to be over", function() return select(2, server:counts()) == 1 end)
+      local heads, open = server:ask("HEAD /sized?n=1&size=65536 HTTP/1.1\r\n" .. HOST .. "\r\n", 1, true)
+      assert.equal("65536", heads[1].headers["content-length"])
+      assert.is_true(open)
+    end)
+
     it("that fails in the middle is seen to be incomplete", function()
       for _, compressed in ipairs { false, true } do
         raises("transport", server.get, server, "/torn", { compressed = compressed })
@@ -343,6 +365,11 @@ describe("bough.serve.http", function()
       assert.equal(500, answer.status)
       assert.is_nil(answer.headers["x-other"])
       assert.equal("plain", server:get("/header?v=plain").headers["x-said"])
+      assert.equal(200, server:get("/header?v=%20").status)
+      for _, query in ipairs { "v=%01", "v=%7f", "name=A%20B&v=x", "name=A:&v=x", "name=&v=x",
+        "name=Content-Length&v=3", "name=Transfer-Encoding&v=chunked" } do
+        assert.equal(500, server:get("/header?" .. query).status, query)
+      end
     end)
   end)
 
@@ -701,8 +728,8 @@ describe("bough.serve.http", function()
 
     it("speaks TLS 1.2 and later only", function()
       local function try(version)
-        return scratch.sh(("openssl s_client -brief -connect 127.0.0.1:%d -cipher ALL@SECLEVEL=0 %s </dev/null 2>&1 || :")
-          :format(secure.port, version)):match "Protocol version: (%S+)"
+        local line = "openssl s_client -brief -connect 127.0.0.1:%d -cipher ALL@SECLEVEL=0 %s </dev/null 2>&1 || :"
+        return scratch.sh(line:format(secure.port, version)):match "Protocol version: (%S+)"
       end
       assert.is_nil(try "-tls1_1")
       assert.equal("TLSv1.2", try "-tls1_2")

@@ -15,7 +15,7 @@
 --   flushes     `flush` waits until the command's own pipe has it
 --   bytes       names and values in the environment may be any bytes
 --   solitude    nothing but init runs beside the command
---   network, limits, cache, exports, links: `network = "host"`, limits other than `disk`, `cache = true`, writing images
+--   network, limits, cache, exports, links: `network = "host"`, limits but `disk`, `cache = true`, writing images
 --   out, links and times in `files`
 
 local parts = { "runs", "streams", "images", "sessions", "tasks", "processes", "pipes", "instances", "refusals" }

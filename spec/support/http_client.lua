@@ -95,12 +95,12 @@ end
 
 --- Sends bytes; returns how many were taken, before the other side had no room for so many seconds, or had gone.
 function connection:send(bytes, seconds)
-  local sent, give_up = 0, nil
+  local sent = 0
   while sent < #bytes do
     local count, why = self.raw:send(bytes, sent + 1, math.min(#bytes, sent + PIECE))
     sent = sent + (count or 0)
     local _, left = self.raw:pending() -- cqueues takes a little more than the socket does
-    give_up = core.now() + (seconds or PATIENCE)
+    local give_up = core.now() + (seconds or PATIENCE)
     while why == EAGAIN and left > 0 do
       if core.now() > give_up then return sent - left end
       core.sleep(0.002)

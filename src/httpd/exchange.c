@@ -14,8 +14,9 @@
 #include "sys.h"
 
 enum {
-    BLOCK = 1024,       /* MHD's buffer for clients that know no chunks */
-    PORTION = 64 << 10, /* that is compressed at once */
+    CHUNKED_BLOCK = 1024,   /* MHD's buffer for a stream: it uses none for chunks ... */
+    WHOLE_BLOCK = 32 << 10, /* ... and this one where there are none */
+    PORTION = 64 << 10,     /* that is compressed at once */
     INTERRUPT_MOST = 16 << 10,
     METHOD_MAX = 32,
 };
@@ -526,7 +527,6 @@ bool httpd_exchange_reply(struct httpd_exchange *x, unsigned status,
 static ssize_t on_wanted(void *cls, uint64_t pos, char *into, size_t size)
 {
     struct httpd_exchange *x = cls;
-    (void)pos;
     if (x->broken || !x->server)
         return MHD_CONTENT_READER_END_WITH_ERROR;
     size_t before = x->out.length;
@@ -537,8 +537,9 @@ static ssize_t on_wanted(void *cls, uint64_t pos, char *into, size_t size)
             httpd_exchange_tell(x, HTTPD_NEWS_ROOM);
         return (ssize_t)taken;
     }
-    if (x->ended)
-        return MHD_CONTENT_READER_END_OF_STREAM;
+    if (x->ended) /* less than was promised is an error, that the client is to see */
+        return x->size >= 0 && pos < (uint64_t)x->size ? MHD_CONTENT_READER_END_WITH_ERROR
+                                                       : MHD_CONTENT_READER_END_OF_STREAM;
     httpd_exchange_suspend(x);
     return 0;
 }
@@ -562,15 +563,18 @@ bool httpd_exchange_open(struct httpd_exchange *x, unsigned status,
             return false;
         }
     }
+    x->size = sized ? size : -1;
+    bool chunked = !sized && strcmp(x->version, "HTTP/1.1") == 0;
     struct MHD_Response *response = MHD_create_response_from_callback(
-        sized ? (uint64_t)size : MHD_SIZE_UNKNOWN, BLOCK, on_wanted, x, on_released);
+        sized ? (uint64_t)size : MHD_SIZE_UNKNOWN, chunked ? CHUNKED_BLOCK : WHOLE_BLOCK, on_wanted,
+        x, on_released);
     if (!response) {
         httpd_exchange_break(x);
         return false;
     }
     x->refs++;
-    if (x->head &&
-        !sized) /* or MHD sends the end of a body that it did not begin; the price is the connection */
+    /* or MHD sends the end of a body that it did not begin; the price is the connection */
+    if (x->head && !sized)
         MHD_set_response_options(response, MHD_RF_HTTP_1_0_COMPATIBLE_STRICT, MHD_RO_END);
     if (gzip != HTTPD_GZIP_NO &&
         MHD_add_response_header(response, "Content-Encoding", "gzip") != MHD_YES) {

@@ -82,6 +82,7 @@ struct httpd_exchange {
     struct MHD_Response *response; /* ours until it is queued */
     unsigned status;
     int64_t answered_at;
+    int64_t size; /* of a stream, as promised; -1: none was */
     uint64_t out_bytes;
     struct httpd_queue out;
     struct httpd_pack *pack;
@@ -89,7 +90,8 @@ struct httpd_exchange {
 
 struct httpd_exchange *httpd_exchange_new(struct httpd_connection *connection, const char *target);
 void httpd_exchange_unref(struct httpd_exchange *x);
-void httpd_exchange_forget_answer(struct httpd_exchange *x); /* one that was not queued: it holds us */
+void httpd_exchange_forget_answer(
+    struct httpd_exchange *x); /* one that was not queued: it holds us */
 /* Copies what the connection knows of the request, and looks whether it can be served. */
 bool httpd_exchange_capture(struct httpd_exchange *x, const char *method, const char *version);
 enum MHD_Result httpd_exchange_queue(struct httpd_exchange *x);

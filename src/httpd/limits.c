@@ -1,7 +1,8 @@
-#include "limits.h"
-
+/* limits.c - limits of the process that a server needs high. */
 #include <math.h>
 #include <sys/resource.h>
+
+#include "httpd/limits.h"
 
 int httpd_raise_files(lua_State *L)
 {

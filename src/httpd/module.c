@@ -4,6 +4,7 @@
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include <lauxlib.h>
 #include <lua.h>
@@ -261,7 +262,16 @@ static unsigned status_at(lua_State *L, int arg)
     return (unsigned)status;
 }
 
-/* { name, value, name, value, ... }; the strings stay in that table */
+/* Answers are put together from what clients said: nothing may begin a line of its own. */
+static bool is_clean(const char *text)
+{
+    for (; *text; text++)
+        if ((unsigned char)*text < 32 || *text == 127)
+            return false;
+    return true;
+}
+
+/* { name, value, name, value, ... }; the strings stay in that table. Empty ones are left out. */
 static size_t headers_at(lua_State *L, int arg, struct httpd_header headers[HEADERS_MAX])
 {
     luaL_checktype(L, arg, LUA_TTABLE);
@@ -269,12 +279,16 @@ static size_t headers_at(lua_State *L, int arg, struct httpd_header headers[HEAD
     for (lua_Integer i = 1; lua_rawgeti(L, arg, i) == LUA_TSTRING; i += 2) {
         luaL_argcheck(L, count < HEADERS_MAX, arg, "too many headers");
         luaL_argcheck(L, lua_rawgeti(L, arg, i + 1) == LUA_TSTRING, arg, "not a string");
-        headers[count].name = lua_tostring(L, -2);
-        headers[count].value = lua_tostring(L, -1);
-        /* answers are put together from what clients said: nothing may begin a line of its own */
-        if (strpbrk(headers[count].value, "\r\n") || strpbrk(headers[count].name, "\r\n: "))
-            luaL_argerror(L, arg, "a header holds a line end");
-        count++;
+        const char *name = lua_tostring(L, -2), *value = lua_tostring(L, -1);
+        luaL_argcheck(L, *name && is_clean(name) && !strpbrk(name, ": "), arg,
+                      "not the name of a header");
+        luaL_argcheck(L, is_clean(value), arg, "a header holds control characters");
+        luaL_argcheck(L,
+                      strcasecmp(name, "content-length") != 0 &&
+                          strcasecmp(name, "transfer-encoding") != 0,
+                      arg, "the length of an answer is the server's business");
+        if (value[strspn(value, " ")])
+            headers[count++] = (struct httpd_header){name, value};
         lua_pop(L, 2);
     }
     lua_pop(L, 1);

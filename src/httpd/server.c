@@ -18,6 +18,7 @@ enum {
     LINGERERS = 128,          /* connections at most that are only drained */
     LINGER_PORTION = 1 << 20, /* that is read of each in one go */
     LINGER_MOST = 256 << 20,  /* and altogether */
+    READER = 3,               /* times as long as a writer may a reader be slow */
     DROP_MOST = 64 << 20,     /* of a body that nobody wants, before the answer */
 };
 
@@ -399,7 +400,8 @@ static void hang_up(struct httpd_connection *connection)
 }
 
 /* Whether too little has happened in the time for it. */
-static bool is_slow(struct httpd_connection *connection, uint64_t progress, int64_t now)
+static bool is_slow(struct httpd_connection *connection, uint64_t progress, double seconds,
+                    int64_t now)
 {
     const struct httpd_options *options = &connection->server->options;
     if (!connection->window || (double)(progress - connection->progress) >= options->slow_bytes) {
@@ -407,7 +409,7 @@ static bool is_slow(struct httpd_connection *connection, uint64_t progress, int6
         connection->progress = progress;
         return false;
     }
-    return passed(connection->window, options->slow_seconds, now);
+    return passed(connection->window, seconds, now);
 }
 
 /* MHD does not see an end that came together with bytes. */
@@ -418,9 +420,10 @@ static bool is_unseen(const struct httpd_connection *connection, int64_t now)
 
 static void look_at_busy(struct httpd_connection *connection, const struct measure *m, int64_t now)
 {
+    const struct httpd_options *options = &connection->server->options;
     struct httpd_exchange *x = connection->exchange;
     if (m->closed || (connection->half && x->suspended &&
-                      passed(connection->half, connection->server->options.gone_seconds, now))) {
+                      passed(connection->half, options->gone_seconds, now))) {
         if (!x->gone) {
             x->gone = true;
             httpd_exchange_tell(x, HTTPD_NEWS_GONE);
@@ -437,13 +440,13 @@ static void look_at_busy(struct httpd_connection *connection, const struct measu
         hang_up(connection);
         return;
     }
-    if (x->broken || (x->answered && !x->queued &&
-                      passed(x->answered_at, connection->server->options.linger_seconds, now))) {
+    if (x->broken ||
+        (x->answered && !x->queued && passed(x->answered_at, options->linger_seconds, now))) {
         hang_up(connection);
         return;
     }
     if (!x->queued) {
-        if (!x->slow && is_slow(connection, x->in_bytes, now)) {
+        if (!x->slow && is_slow(connection, x->in_bytes, options->slow_seconds, now)) {
             x->slow = true; /* it may still be told so */
             connection->window = 0;
             if (!x->handed)
@@ -452,10 +455,11 @@ static void look_at_busy(struct httpd_connection *connection, const struct measu
                 httpd_exchange_tell(x, HTTPD_NEWS_BODY);
             else
                 hang_up(connection);
-        } else if (x->slow && is_slow(connection, x->in_bytes, now)) {
+        } else if (x->slow && is_slow(connection, x->in_bytes, options->slow_seconds, now)) {
             hang_up(connection);
         }
-    } else if (m->known && is_slow(connection, m->acknowledged, now)) {
+    } else if (m->known &&
+               is_slow(connection, m->acknowledged, READER * options->slow_seconds, now)) {
         hang_up(connection);
     }
 }

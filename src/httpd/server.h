@@ -30,7 +30,7 @@ struct httpd_options {
         header_seconds; /* from the first byte of a request, or the connection, to the end of the header */
     double idle_seconds;   /* between requests */
     double gone_seconds;   /* a client that has closed its side for so long counts as gone */
-    double slow_seconds;   /* in so many seconds ... */
+    double slow_seconds;   /* in so many seconds, and three times as many ... */
     double slow_bytes;     /* ... a body must grow, and an answer be read, by as many bytes */
     double linger_seconds; /* how long a client may go on sending what nobody reads any more */
     size_t ahead;          /* bytes of a body that are read before anybody asks for them */

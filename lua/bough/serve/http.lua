@@ -12,7 +12,7 @@ local M = {}
 local GZIP_LEAST = 256 -- bytes of a body that is worth it
 local GZIP_WHOLE = 256 << 10 -- above, it is compressed and sent piece by piece
 local BODY_MOST = 16 << 20
-local FLUSH_EVERY = 1 << 20 -- of a large answer, so that others get their turn
+local TURN_EVERY = 256 << 10 -- bytes of a large answer, so that others get their turn
 local CANCEL_SECONDS = 5 -- for requests that are cancelled when the server ends ...
 local SEND_SECONDS = 1 -- ... and to tell their clients
 
@@ -318,7 +318,7 @@ function stream:write(bytes)
     from, since = from + taken, since + taken
     if taken == 0 then
       changed(self.request):wait()
-    elseif since >= FLUSH_EVERY then
+    elseif since >= TURN_EVERY then
       since = 0
       core.sleep(0)
     end
@@ -533,7 +533,7 @@ local function notice(self, number, body, room, is_gone, over)
     if cond then cond:fire() end
     if one.cancels and not one.done then one.task:cancel() end
   end
-  if body or room or is_gone then
+  if body or room or is_gone or over then
     local cond = rawget(one, "cond")
     if cond then cond:fire() end
   end
@@ -703,8 +703,8 @@ local known = {
 ---@field header_seconds number? for the whole header of a request, and TLS's handshake; default 10
 ---@field idle_seconds number? between requests, default 75
 ---@field gone_seconds number? after which a client that sends no more, but may still read, counts as gone; default 5
----@field slow_seconds number? default 20: in so many seconds ...
----@field slow_bytes number? ... a body must grow by so many bytes, and an answer be read; default 2560
+---@field slow_seconds number? default 20: in so many seconds, and in three times as many ...
+---@field slow_bytes number? ... a body must grow by so many bytes, and so many of an answer be read; default 2560
 ---@field linger_seconds number? how long a client may go on sending a body that was turned down; default 5
 ---@field log (fun(entry: bough.serve.entry))? called once for each request, when it is over; must not wait
 ---@field report (fun(level: string, message: string, fields: table?))? what clients are not told; must not wait
