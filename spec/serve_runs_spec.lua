@@ -803,7 +803,7 @@ describe("runs of a server", function()
       return text
     end
 
-    it("come to followers at once, to compressed ones too", function()
+    it("S6: come to followers at once, to compressed ones too", function()
       for _, headers in ipairs { {}, { ["Accept-Encoding"] = "gzip" } } do
         local uuid = gate { command = "cat" }
         local stream = follow(uuid, nil, headers)

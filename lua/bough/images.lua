@@ -178,7 +178,8 @@ end
 ---@field password string?
 ---@field anonymous boolean? without username and password, and without what `docker login` stored
 ---@field insecure boolean? a registry without TLS, or with a certificate that nobody vouches for
----@field outside boolean? a registry that turns out to be this machine, or sends us on to it, raises `denied`; proxies are exempt
+---@field outside boolean? a registry that turns out to be this machine, or sends us on to it, raises `denied`; proxies
+---  are exempt
 ---@field timeout number? seconds, for all of it
 ---@field on_progress fun(event: bough.progress_event)?
 
