@@ -81,7 +81,7 @@ objects = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 C_TESTS := $(patsubst %.c,$(BUILD)/%,$(TEST_SRC))
 PROGRAMS := $(BUILD)/bough/core.so $(BUILD)/bough/bough-keeper $(BUILD)/bough/bough-unpack \
   $(BUILD)/bough/bough-look $(BUILD)/bough/bough-spawn
-HTTPD := $(if $(shell $(PKG_CONFIG) --exists $(HTTPD_LIBRARIES) 2>/dev/null && echo yes),$(BUILD)/bough/httpd.so)
+HTTPD := $(if $(shell $(PKG_CONFIG) --exists 'libmicrohttpd >= 0.9.71' $(HTTPD_LIBRARIES) 2>/dev/null && echo yes),$(BUILD)/bough/httpd.so)
 LUA_FILES := $(shell find lua -name '*.lua' 2>/dev/null)
 
 .DELETE_ON_ERROR:
@@ -123,6 +123,8 @@ $(BUILD)/bough/core.so: $(call objects,$(CORE_SRC)) $(BUILD)/core.map
 $(BUILD)/httpd.map: Makefile
 	@mkdir -p $(@D)
 	@echo '{ global: luaopen_bough_httpd; local: *; };' >$@
+
+$(call objects,$(filter src/httpd/%,$(HTTPD_SRC))): ALL_CFLAGS += $(shell $(PKG_CONFIG) --cflags $(HTTPD_LIBRARIES))
 
 $(BUILD)/bough/httpd.so: $(call objects,$(HTTPD_SRC)) $(BUILD)/httpd.map
 	@mkdir -p $(@D)

@@ -278,26 +278,43 @@ function core.uuid() end
 ---@return number
 function core.time() end
 
---- Makes a client for requests over HTTP. All that waits can be cancelled.
----@param opts { user_agent: string?, ca_file: string?, max_connections: integer?, verify: boolean?, proxy: string?,
----  outside: boolean? }? outside: a connection to this machine itself, or to a link-local address, is refused (`denied`)
----  whatever name led there; one to a proxy is not
+--- Makes a client for requests over HTTP: it owns the connections. All that waits can be cancelled. No error and no
+--- `tostring` holds more of a URL than its host, or anything of headers, credentials and proxies.
+---@param opts bough.http_options?
 ---@return bough.http
 function core.http(opts) end
 
+---@class bough.http_options
+---@field user_agent string? default "bough"
+---@field ca_file string? certificates to trust, in place of the system's; default CURL_CA_BUNDLE or SSL_CERT_FILE of the
+---  environment, else the directory SSL_CERT_DIR
+---@field verify boolean? false: no certificate is checked
+---@field proxy string? a URL, for every host; "" for none; default what http_proxy, https_proxy, all_proxy and no_proxy say,
+---  for all but this machine
+---@field max_connections integer? at a time; the others wait, first come, first served. Default 0: no bound
+---@field outside boolean? a connection to this machine itself, or to a link-local address, is refused (`denied`)
+---  whatever name led there; one to a proxy is not
+
 ---@class bough.http_request
----@field url string
----@field method string? default GET, or POST with a body
----@field headers table<string, string>?
----@field body string|{ path: string, offset: integer?, size: integer? }|nil
----@field sink bough.sink? which takes the content
+---@field url string without user name and password
+---@field method string? default GET
+---@field headers table<string, string>? of these only accept, accept-encoding, accept-language, content-type, expect and
+---  range follow a redirect to another host; credentials do not either
+---@field body string|{ path: string, offset: integer?, size: integer? }|nil a file is read as it is sent
+---@field sink bough.sink? which takes the content of 2xx
+---@field resume boolean? asks for what the sink does not hold yet, and starts over where ranges are not known
 ---@field max_bytes integer? of a content in memory; default 16 MiB
----@field follow integer? redirects; default 10 for GET and HEAD, 0 for others
----@field once boolean? never sent a second time: a reused connection that turns out to be dead is an error (transport)
----@field timeout number?
----@field connect_timeout number?
----@field stall_timeout number? without a byte
----@field username string?
+---@field follow integer? redirects; default 10 for GET and HEAD, 0 for others; never from https to http
+---@field once boolean? never sent a second time: a reused connection that turns out to be dead is an error (transport).
+---  Default false: it is sent again where nothing of an answer had come, whatever its method
+---@field http2 boolean? may share a connection, over https. Default: unless there is a stream, a sink or a file. While such
+---  a stream is not read, up to 32 MiB more of it are taken into memory
+---@field compressed boolean? gzip is asked for, and unpacked as it comes: what the server has flushed can be read at once.
+---  Content that breaks off raises `transport` behind what did come. Default false; not for what is resumed
+---@field timeout number? for all of it; default none
+---@field connect_timeout number? default 30; waiting for one of max_connections does not count
+---@field stall_timeout number? without a byte either way; default 30; while nobody reads a stream it does not count
+---@field username string? with password
 ---@field password string?
 ---@field bearer string?
 
@@ -330,7 +347,7 @@ function sink:close() end
 
 ---@class bough.http
 local http = {}
---- Waits.
+--- Waits. Raises `transport`, `timeout`, `protocol`, `resource`, `denied`, `invalid`, `closed`; with `sent`.
 ---@param request bough.http_request
 ---@return bough.http_answer
 function http:request(request) end
@@ -339,9 +356,23 @@ function http:request(request) end
 function http:start(request) end
 --- Waits for the headers.
 ---@param request bough.http_request
----@return userdata stream status, headers; `read(n?)`, `close()`
+---@return bough.http_stream
 function http:open(request) end
+--- Ends what is under way: `closed`. Never waits.
 function http:close() end
+
+---@class bough.http_stream content that is not read from the connection faster than somebody takes it
+---@field status integer
+---@field headers table<string, string>
+---@field url string
+local http_stream = {}
+--- What is there, at most n bytes; nil at the end. Waits while there is nothing. What was cut short raises behind its
+--- last byte. Cancelling a read loses nothing.
+---@param n integer? default 256 KiB
+---@return string?
+function http_stream:read(n) end
+--- Ends it. Never waits. `<close>` and the collector do it too.
+function http_stream:close() end
 
 --- Starts the embedded engine. Waits for its keeper. Raises `denied`, `resource`, `unsupported`, `corrupt`.
 ---@param opts { home: string?, keeper: string?, spare: integer?, limits: table? }

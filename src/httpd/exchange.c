@@ -575,7 +575,7 @@ bool httpd_exchange_open(struct httpd_exchange *x, unsigned status,
     x->refs++;
     /* or MHD sends the end of a body that it did not begin; the price is the connection */
     if (x->head && !sized)
-        MHD_set_response_options(response, MHD_RF_HTTP_1_0_COMPATIBLE_STRICT, MHD_RO_END);
+        MHD_set_response_options(response, MHD_RF_HTTP_VERSION_1_0_ONLY, MHD_RO_END);
     if (gzip != HTTPD_GZIP_NO &&
         MHD_add_response_header(response, "Content-Encoding", "gzip") != MHD_YES) {
         MHD_destroy_response(response);
