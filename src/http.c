@@ -4,6 +4,7 @@
 #include <curl/curl.h>
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -170,6 +171,22 @@ static int want_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *
     if (what & CURL_POLL_OUT)
         events |= UV_WRITABLE;
     return uv_poll_start(&watch->poll, events, on_socket) < 0 ? -1 : 0;
+}
+
+int bough_http_socket(const struct bough_http *http, int port)
+{
+    for (const struct bough_http_watch *watch = http->watches; watch; watch = watch->next) {
+        struct sockaddr_storage addr = {0};
+        socklen_t size = sizeof addr;
+        if (getsockname(watch->fd, (struct sockaddr *)&addr, &size) < 0)
+            continue;
+        in_port_t there = addr.ss_family == AF_INET    ? ((struct sockaddr_in *)&addr)->sin_port
+                          : addr.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&addr)->sin6_port
+                                                       : 0;
+        if (there == htons((uint16_t)port))
+            return watch->fd;
+    }
+    return -1;
 }
 
 /* CURLMOPT_TIMERFUNCTION. Never calls back into libcurl: not even for 0, that is the next turn's. */

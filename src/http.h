@@ -45,6 +45,8 @@ void bough_http_unref(struct bough_http *http); /* the last one closes it */
 void bough_http_close(struct bough_http *http); /* ends what is under way */
 /* Has transfers begin that wait, as far as they may. Not to be called by what libcurl calls. */
 void bough_http_admit(struct bough_http *http);
+/* The socket in use whose own port is this, -1. */
+int bough_http_socket(const struct bough_http *http, int port);
 /* Has silent transfers looked at by then. */
 void bough_http_stall_at(struct bough_http *http, int64_t due_ns);
 

@@ -15,6 +15,7 @@
 #define UNPACK_BYTES ((size_t)16 << 10)  /* at a time */
 #define EXPECT_BYTES \
     ((int64_t)1 << 20)   /* libcurl asks first whether a file from this size on is wanted */
+#define PROBES 3         /* unanswered, and an idle connection is dead */
 #define UNHEARD_MS 10000 /* without an acknowledgement a connection is dead */
 
 /* --- where the body goes ----------------------------------------------------------------------------- */
@@ -348,7 +349,10 @@ static curl_socket_t open_socket(void *arg, curlsocktype purpose, struct curl_so
         t->origin->opening_ns = bough_now_ns();
         bough_http_stall_at(t->http, t->origin->opening_ns + BOUGH_ORIGIN_PATIENCE_NS);
     }
-    return socket(addr->family, addr->socktype | SOCK_CLOEXEC, addr->protocol);
+    int fd = socket(addr->family, addr->socktype | SOCK_CLOEXEC, addr->protocol), probes = PROBES;
+    if (fd >= 0)
+        setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
+    return fd;
 }
 
 /* Its phase and the origin's numbers. */
@@ -406,7 +410,7 @@ static int on_connected(void *arg, char *ip, char *local_ip, int port, int local
     (void)ip;
     (void)local_ip;
     (void)port;
-    (void)local_port;
+    t->local_port = local_port;
     if (t->phase == BOUGH_TRANSFER_STARTING)
         transfer_enter(t, BOUGH_TRANSFER_ACTIVE);
     transfer_moved(t);
@@ -497,16 +501,19 @@ static void transfer_drain(struct bough_transfer *t)
         transfer_settle(t);
 }
 
-/* A connection that others share, and on which nothing of ours has arrived for long, would swallow whatever is sent
- * next: TCP itself takes a quarter of an hour to give it up. */
+/* A connection that others share, and that has died without a word, would swallow whatever is sent next: TCP itself
+ * takes a quarter of an hour to give it up. libcurl names its socket when it has ended the transfer, but not before. */
 static void connection_check(const struct bough_transfer *t)
 {
     curl_socket_t fd = CURL_SOCKET_BAD;
     struct tcp_info info;
     socklen_t size = sizeof info;
-    if (t->http2 && t->asked &&
-        curl_easy_getinfo(t->easy, CURLINFO_ACTIVESOCKET, &fd) == CURLE_OK &&
-        fd != CURL_SOCKET_BAD && getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 &&
+    if (t->origin->version != 2 || t->local_port == 0)
+        return;
+    curl_easy_getinfo(t->easy, CURLINFO_ACTIVESOCKET, &fd);
+    if (fd == CURL_SOCKET_BAD)
+        fd = bough_http_socket(t->http, t->local_port);
+    if (fd != CURL_SOCKET_BAD && getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 &&
         info.tcpi_unacked > 0 && info.tcpi_last_ack_recv >= UNHEARD_MS)
         shutdown(fd, SHUT_RDWR);
 }

@@ -77,6 +77,7 @@ struct bough_transfer {
     int64_t start_ns, active_ns; /* active: when the last byte moved; 0 while connecting */
     long follow, asked_size;     /* bytes sent, CONNECT and all, when the request began */
     int paused;                  /* CURLPAUSE_ bits */
+    int local_port;              /* of the connection, 0 before there is one */
     bool stream, cut, once, compressed, http2;
     bool more;        /* what is unpacked may not be all that the bytes so far stand for */
     bool framed;      /* the end of the body shows, other than by the end of the connection */
