@@ -991,7 +991,7 @@ describe("bough.pipeline of sandboxes", function()
       for _ = 1, 3 * i do bough.step(0.002) end
       task:cancel()
       raises("cancelled", task.wait, task)
-      assert.equal(0, #fixture.processes(long))
+      fixture.gone(long) -- what a shell that was killed had started may take a moment more
     end
     session:run "true"
   end)
