@@ -6,24 +6,12 @@ local json = require "bough.json"
 
 local M = {}
 
-local alphabet = {}
-for i, c in ipairs { ("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"):byte(1, -1) } do
-  alphabet[c] = i - 1
-end
-
+-- Blanks and missing padding are suffered, and a digit too many, which says nothing.
 local function base64_decode(text)
   text = text:gsub("%s", ""):gsub("=+$", "")
-  local out, bits, held = {}, 0, 0
-  for i = 1, #text do
-    local value = alphabet[text:byte(i)]
-    if not value then return nil end
-    held, bits = (held << 6 | value) & 0xffffff, bits + 6
-    if bits >= 8 then
-      bits = bits - 8
-      out[#out + 1] = string.char(held >> bits & 0xff)
-    end
-  end
-  return table.concat(out)
+  if text:find "[^%w+/]" then return nil end
+  if #text % 4 == 1 then text = text:sub(1, -2) end
+  return core.base64_decode(text .. ("="):rep(-#text % 4))
 end
 
 --- Where the file is, for this user.

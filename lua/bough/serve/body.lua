@@ -98,7 +98,7 @@ for name, field in pairs(exec_schema) do spawn_schema[name] = field end
 
 -- -- what they say ---------------------------------------------------------------------------------------------
 
-local function problem(status, message, fields) error(http.problem(status, message, fields), 0) end
+local problem = http.fail
 
 --- The bytes of a ClosableStreamRepr. Raises `invalid` for base64 that is broken.
 ---@param given { value: string, encoding: string }

@@ -11,7 +11,7 @@ local KEEPALIVE = 10 -- seconds without an event
 local START = 2 -- seconds that a follower waits here for the first event, which is nearly there: another try costs more
 local MOST_ID = 1 << 53
 
-local function problem(status, message, fields) error(http.problem(status, message, fields), 0) end
+local problem = http.fail
 
 local params_schema = {
   follow = { "flag", default = false },

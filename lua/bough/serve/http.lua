@@ -41,6 +41,12 @@ end
 
 local problem = M.problem
 
+--- Raises one.
+---@param status integer
+---@param message string
+---@param more table? as for `problem`
+function M.fail(status, message, more) error(problem(status, message, more), 0) end
+
 --- Whether a value is a problem.
 ---@param value any
 ---@return boolean

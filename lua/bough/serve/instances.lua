@@ -9,7 +9,7 @@ local sandbox = require "bough.serve.sandbox"
 
 local M = {}
 
-local function problem(status, message, fields) error(http.problem(status, message, fields), 0) end
+local problem = http.fail
 
 local function find_image(app, ref)
   local good, image = pcall(app.box.images.get, app.box.images, ref)

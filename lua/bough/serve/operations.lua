@@ -23,7 +23,7 @@ local STOPPED = "the server stopped while it ran"
 local steps = { PENDING = 1, ASSIGNED = 2, EXECUTING = 3, SUCCESS = 4, FAILED = 4, CANCELLED = 4 }
 local TERMINAL = steps.SUCCESS
 
-local function problem(status, message, fields) error(http.problem(status, message, fields), 0) end
+local problem = http.fail
 
 local function unknown(id)
   problem(404, ("operation %s not found"):format(errors.quote(id)), { kind = "not_found" })

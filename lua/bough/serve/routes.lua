@@ -63,7 +63,7 @@ end
 
 local root = grow()
 
-local function problem(status, message, fields) error(http.problem(status, message, fields), 0) end
+local problem = http.fail
 
 local function unknown(request) problem(404, ("No such route: %s"):format(request.path), { kind = "not_found" }) end
 

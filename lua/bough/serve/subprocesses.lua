@@ -14,7 +14,7 @@ local MOMENT = 1 -- seconds in which a run may begin
 
 local JSON = "application/json"
 
-local function problem(status, message, fields) error(http.problem(status, message, fields), 0) end
+local problem = http.fail
 
 local function spid_of(text)
   local spid = #text < 16 and text:find "^%d+$" and math.tointeger(tonumber(text))
